@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import normalize
 from sparse_dot_topn import sp_matmul_topn
 
-from .data import InputError
+from .data import InputError, check_number
+from .features import BLOCKS
 
 # %% ../nbs/02_graph.ipynb #c006
 def _largest_per_row(A: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
@@ -133,13 +134,12 @@ class GraphConfig:
     k: int = 20  # neighbours of each film
     blocks: tuple[str, ...] = ("overview", "genres", "keywords", "companies", "collection")  # that films are compared by
     symmetrise: bool = True  # make every edge mutual
-    normalisation: str = "row"  # one of NORMALISATIONS
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.k, int) and self.k >= 1):
-            raise InputError(f"graph setting k must be a whole number of at least 1, got {self.k!r}")
-        if self.normalisation not in NORMALISATIONS:
-            raise InputError(f"normalisation must be one of {', '.join(NORMALISATIONS)}; got {self.normalisation!r}")
+        check_number("k", self.k, 1, whole=True)
+        strange = set(self.blocks) - set(BLOCKS)
+        if strange:
+            raise InputError(f"there is no feature block {min(strange)!r}; there are {', '.join(BLOCKS)}")
 
 
 def content_graph(
