@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'label_matrix', 'residual', 'correct', 'smooth', 'neighbour_residual', 'CorrectAndSmooth', 'Operators',
-           'operators', 'refine', 'user_blocks', 'refined_blocks', 'refined_pairs']
+           'operators', 'refine', 'user_blocks', 'Scorer']
 
 # %% ../nbs/05_correct_smooth.ipynb #c002
 from collections.abc import Iterator
@@ -129,46 +129,46 @@ def refine(
 def user_blocks(
     n_users: int,
     n_items: int,
-    megabytes: int = 64,  # for one block of float32 scores
-) -> Iterator[np.ndarray]:  # positions of the users in each block
+    megabytes: float = 64,  # for one block of float32 scores
+) -> Iterator[slice]:  # the users of each block
     "Cut users into blocks whose scores fit the memory given."
-    size = max(1, megabytes * 2**20 // (4 * max(n_items, 1)))
+    size = max(1, int(megabytes * 2**20) // (4 * max(n_items, 1)))
     for s in range(0, n_users, size):
-        yield np.arange(s, min(s + size, n_users))
-
-
-def refined_blocks(
-    model: Embeddings,
-    Y: sparse.csc_matrix,  # (n_items, n_users) all labels
-    graph: Operators,
-    config: CorrectAndSmooth,
-    users: np.ndarray | None = None,  # positions wanted; None: everybody
-    megabytes: int = 64,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:  # users (m,), base and refined (n_items, m)
-    "Scores of every film before and after, a block of users at a time."
-    users = np.arange(Y.shape[1]) if users is None else users
-    for at in user_blocks(len(users), Y.shape[0], megabytes):
-        Z = model.block(users[at])
-        yield users[at], Z, refine(Z, Y[:, users[at]], graph, config)
+        yield slice(s, min(s + size, n_users))
 
 # %% ../nbs/05_correct_smooth.ipynb #c039
-def refined_pairs(
-    model: Embeddings,
-    Y: sparse.csc_matrix,  # (n_items, n_users) all labels
-    graph: Operators,
-    config: CorrectAndSmooth,
-    user: np.ndarray,  # (n,) positions
-    item: np.ndarray,  # (n,) positions
-    megabytes: int = 64,
-) -> tuple[np.ndarray, np.ndarray]:  # base and refined, (n,) each
-    "Scores of given pairs before and after, in the order asked for."
-    asked, column = np.unique(user, return_inverse=True)
-    order = np.argsort(column, kind="stable")
-    stop = np.cumsum(np.bincount(column, minlength=len(asked)))
-    base, refined = np.empty(len(user), np.float32), np.empty(len(user), np.float32)
-    begin = done = 0
-    for block, Z, after in refined_blocks(model, Y, graph, config, asked, megabytes):
-        rows = order[begin : stop[done + len(block) - 1]]
-        base[rows], refined[rows] = (o[item[rows], column[rows] - done] for o in (Z, after))
-        begin, done = begin + len(rows), done + len(block)
-    return base, refined
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    "Base and refined scores of any user and film."
+
+    model: Embeddings
+    labels: sparse.csc_matrix  # Y, (n_items, n_users)
+    graph: Operators
+    config: CorrectAndSmooth
+
+    def blocks(
+        self,
+        users: np.ndarray,  # (n,) positions
+        megabytes: float = 64,  # for one block of scores
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:  # which of the users; base and refined, (n_items, m)
+        "Scores of every film before and after, a block of users at a time."
+        for at in user_blocks(len(users), self.labels.shape[0], megabytes):
+            Z = self.model.block(users[at])
+            yield at, Z, refine(Z, self.labels[:, users[at]], self.graph, self.config)
+
+    def pairs(
+        self,
+        user: np.ndarray,  # (n,) positions
+        item: np.ndarray,  # (n,) positions
+        megabytes: float = 64,
+    ) -> tuple[np.ndarray, np.ndarray]:  # base and refined, (n,) each
+        "Scores of given pairs before and after, in the order asked for."
+        users, column = np.unique(user, return_inverse=True)
+        order = np.argsort(column, kind="stable")
+        begin = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=len(users)))]).astype(int)
+        base, refined = np.empty(len(user), np.float32), np.empty(len(user), np.float32)
+        for at, before, after in self.blocks(users, megabytes):
+            rows = order[begin[at.start] : begin[at.stop]]
+            cells = item[rows], column[rows] - at.start
+            base[rows], refined[rows] = before[cells], after[cells]
+        return base, refined

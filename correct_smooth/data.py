@@ -702,7 +702,7 @@ def index_ratings(
         except TypeError as error:
             raise InputError("user ids mix types that have no order, such as 7 and 'ann'; make them all text") from error
     thresholds = user_means(r) if data.thresholds is None else data.thresholds
-    line = thresholds.reindex(users).fillna(r["rating"].mean() if len(r) else 0.0).to_numpy()
+    line = thresholds.reindex(users).fillna(thresholds.mean()).to_numpy()
     user, item = positions(r["user_id"], users, "user"), positions(r["item_id"], data.movies.index, "item")
     rating = r["rating"].to_numpy(np.float32)
     return Interactions(user, item, rating, (rating >= line[user]).astype(np.float32), users, data.movies.index)
