@@ -68,7 +68,9 @@ def neighbour_residual(
 ) -> sparse.csc_matrix:  # (n_items, m), stored where a labelled neighbour exists
     "Residual averaged over labelled neighbours, shrunk towards 0."
     both = sparse.csc_matrix((E.data + np.complex64(1j), E.indices, E.indptr), shape=E.shape)
-    total = sparse.csc_matrix(near @ both)  # real part: summed residuals; imaginary: summed similarities, never 0
+    total = sparse.csc_matrix(
+        near @ both
+    )  # real part: summed residuals; imaginary: summed similarities, never 0
     mean = total.data.real / (total.data.imag + np.float32(shrinkage))
     return sparse.csc_matrix((mean, total.indices, total.indptr), shape=E.shape)
 
@@ -82,7 +84,9 @@ class CorrectAndSmooth:
 
     rule: str = "neighbours"  # one of RULES: residuals of labelled neighbours, or of the film itself
     alpha: float = 1.0  # trust in the labels
-    shrinkage: float = 3.0  # lambda of the neighbours' rule: similarity that must gather to move a score half way
+    shrinkage: float = (
+        3.0  # lambda of the neighbours' rule: similarity that must gather to move a score half way
+    )
     beta: float = 0.5  # share taken from the neighbours in a smoothing step
     T: int = 0  # smoothing steps
     normalisation: str = "row"  # of the smoothing graph, one of NORMALISATIONS
@@ -92,7 +96,10 @@ class CorrectAndSmooth:
         check_number("beta", self.beta, 0, 1)
         check_number("T", self.T, 0, whole=True)
         check_number("shrinkage", self.shrinkage, 0)
-        for name, value, allowed in (("rule", self.rule, RULES), ("normalisation", self.normalisation, NORMALISATIONS)):
+        for name, value, allowed in (
+            ("rule", self.rule, RULES),
+            ("normalisation", self.normalisation, NORMALISATIONS),
+        ):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 

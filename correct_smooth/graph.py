@@ -9,6 +9,7 @@ __all__ = ['NORMALISATIONS', 'cosine_knn', 'edge_graph', 'read_edges', 'symmetri
 # %% ../nbs/02_graph.ipynb #c002
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def cosine_knn(
     if not 1 <= k < X.shape[0]:
         raise InputError(f"k must be at least 1 and below the number of films, {X.shape[0]}; got {k}")
     unit = normalize(X.astype(np.float32))
-    A = sp_matmul_topn(unit, sparse.csr_matrix(unit.T), k + 1, threshold=0.0, n_threads=n_threads or os.cpu_count())
+    A = sp_matmul_topn(
+        unit, sparse.csr_matrix(unit.T), k + 1, threshold=0.0, n_threads=n_threads or os.cpu_count()
+    )
     A.setdiag(0)
     return _largest_per_row(A, k)
 
@@ -59,24 +62,35 @@ def edge_graph(
     "A graph from a list of edges; raises `InputError` for weights that are not 0 or more."
     absent = [o for o in ("source", "target") if o not in edges.columns]
     if absent:
-        raise InputError(f"edges lack the column {', '.join(absent)}; found: {', '.join(map(str, edges.columns))}")
-    weight = pd.to_numeric(edges.get("weight", pd.Series(1.0, edges.index)), errors="coerce").to_numpy(np.float64)
+        raise InputError(
+            f"edges lack the column {', '.join(absent)}; found: {', '.join(map(str, edges.columns))}"
+        )
+    weight = pd.to_numeric(edges.get("weight", pd.Series(1.0, edges.index)), errors="coerce").to_numpy(
+        np.float64
+    )
     bad = ~(np.isfinite(weight) & (weight >= 0))
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
         raise InputError(
-            f"weight of edge {edges['source'].iloc[at]} -> {edges['target'].iloc[at]} (row {edges.index[at]}) is "
-            f"'{edges['weight'].iloc[at]}'; weights must be 0 or more ({int(bad.sum())} are not)"
+            f"weight of edge {edges['source'].iloc[at]} -> {edges['target'].iloc[at]} "
+            f"(row {edges.index[at]}) is '{edges['weight'].iloc[at]}'; weights must be 0 or more ({int(bad.sum())} are not)"
         )
     source, target = (items.get_indexer(pd.Index(edges[o])) for o in ("source", "target"))
     known = (source >= 0) & (target >= 0)
     if not known.any():
-        raise InputError(f"no edge joins two known films: edges hold {list(edges['source'][:2])}, films are {list(items[:2])} ...")
+        raise InputError(
+            f"no edge joins two known films: edges hold {list(edges['source'][:2])}, "
+            f"films are {list(items[:2])} ..."
+        )
     if dropped is not None:
         dropped["edges with an unknown film"] = int((~known).sum())
         dropped["edges from a film to itself"] = int((known & (source == target)).sum())
     use = known & (source != target) & (weight > 0)
-    table = pd.DataFrame({"i": source[use], "j": target[use], "w": weight[use]}).groupby(["i", "j"], as_index=False)["w"].max()
+    table = (
+        pd.DataFrame({"i": source[use], "j": target[use], "w": weight[use]})
+        .groupby(["i", "j"], as_index=False)["w"]
+        .max()
+    )
     entries = (table["w"].to_numpy(np.float32), (table["i"].to_numpy(), table["j"].to_numpy()))
     return sparse.csr_matrix(entries, shape=(len(items), len(items)))
 
@@ -86,7 +100,11 @@ def _npz_columns(path: Path) -> pd.DataFrame:
         return pd.DataFrame({o: arrays[o] for o in arrays.files})
 
 
-_EDGE_READERS = {".csv": pd.read_csv, ".parquet": lambda o: pq.read_table(o).to_pandas(), ".npz": _npz_columns}
+_EDGE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": pd.read_csv,
+    ".parquet": lambda o: pq.read_table(o).to_pandas(),
+    ".npz": _npz_columns,
+}
 
 
 def read_edges(
@@ -100,8 +118,18 @@ def read_edges(
         return _EDGE_READERS[path.suffix](path)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
-    except (OSError, ValueError, UnicodeError, EOFError, KeyError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    except (
+        OSError,
+        ValueError,
+        UnicodeError,
+        EOFError,
+        KeyError,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
+        raise InputError(
+            f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
 
 # %% ../nbs/02_graph.ipynb #c016
 def symmetrise(A: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -132,7 +160,13 @@ class GraphConfig:
     "How the film graph is made."
 
     k: int = 20  # neighbours of each film
-    blocks: tuple[str, ...] = ("overview", "genres", "keywords", "companies", "collection")  # that films are compared by
+    blocks: tuple[str, ...] = (
+        "overview",
+        "genres",
+        "keywords",
+        "companies",
+        "collection",
+    )  # that films are compared by
     symmetrise: bool = True  # make every edge mutual
 
     def __post_init__(self) -> None:

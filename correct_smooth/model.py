@@ -43,10 +43,13 @@ class ModelConfig:
     emb_dim: int = 64  # k, axes of taste
     hidden_dim: int = 128  # width of the encoder's hidden layer
     dropout: float = 0.6  # share of hidden units silenced in training
-    init_std: float = 0.1  # spread of the user embeddings at the start
+    init_std: float = 0.1  # spread of user embeddings and biases at the start
+    init_range: float = 0.1  # first-layer weights start between minus and plus this
     item_bias: bool = True  # the encoder also gives c, how much a film is liked by anyone
     id_embedding: bool = False  # each film also has a vector of its own, for what its features do not tell
-    id_dropout: float = 0.5  # share of films whose own vector is withheld in training, so that films can do without
+    id_dropout: float = (
+        0.5  # share of films whose own vector is withheld in training, so that films can do without
+    )
 
     def __post_init__(self) -> None:
         check_number("emb_dim", self.emb_dim, 1, whole=True)
@@ -54,6 +57,7 @@ class ModelConfig:
         check_number("dropout", self.dropout, 0, 0.99)
         check_number("id_dropout", self.id_dropout, 0, 1)
         check_number("init_std", self.init_std, 0)
+        check_number("init_range", self.init_range, 0)
 
 # %% ../nbs/03_model.ipynb #c013
 class ItemEncoder(nn.Module):
@@ -63,7 +67,7 @@ class ItemEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.first = nn.EmbeddingBag(n_features, config.hidden_dim, mode="sum")
-        nn.init.uniform_(self.first.weight, -0.05, 0.05)
+        nn.init.uniform_(self.first.weight, -config.init_range, config.init_range)
         self.bias = nn.Parameter(torch.zeros(config.hidden_dim))
         self.dropout = nn.Dropout(config.dropout)
         self.last = nn.Linear(config.hidden_dim, config.emb_dim + config.item_bias)
@@ -103,7 +107,7 @@ class ItemUserModel(nn.Module):
         self.user = nn.Embedding(n_users, config.emb_dim)
         self.user_bias = nn.Embedding(n_users, 1)
         nn.init.normal_(self.user.weight, std=config.init_std)
-        nn.init.zeros_(self.user_bias.weight)
+        nn.init.normal_(self.user_bias.weight, std=config.init_std)
 
     def forward(
         self,
@@ -113,7 +117,10 @@ class ItemUserModel(nn.Module):
         user: Tensor,  # (n,) for each rating, whose
     ) -> Tensor:  # (n,) logits
         h, c = self.encoder(bag, item)
-        h, c = h.index_select(0, which), c.index_select(0, which)  # h[which] would add up gradients in any order
+        h, c = (
+            h.index_select(0, which),
+            c.index_select(0, which),
+        )  # h[which] would add up gradients in any order
         return (h * self.user(user)).sum(dim=1) + self.user_bias(user).squeeze(1) + c
 
 # %% ../nbs/03_model.ipynb #c020

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,13 @@ from correct_smooth.evaluate import (
     reading_guide,
     user_metrics,
 )
-from .features import BLOCKS, ORIGINAL_BLOCKS, MovieFeatures, features_from_state, features_state
+from correct_smooth.features import (
+    BLOCKS,
+    ORIGINAL_BLOCKS,
+    MovieFeatures,
+    features_from_state,
+    features_state,
+)
 from .graph import GraphConfig, content_graph, edge_graph, read_edges, symmetrise
 from .model import Embeddings, ItemUserModel, ModelConfig, embeddings
 from .train import TrainConfig, Trained, targets, train
@@ -89,7 +95,9 @@ def top_n(
     if seen is not None:
         open_[seen.indices, np.repeat(np.arange(seen.shape[1]), np.diff(seen.indptr))] = -np.inf
     n = min(n, len(scores))
-    best = np.sort(np.argpartition(-open_, n - 1, axis=0)[:n], axis=0)  # by position, so that equal scores stay in order
+    best = np.sort(
+        np.argpartition(-open_, n - 1, axis=0)[:n], axis=0
+    )  # by position, so that equal scores stay in order
     value = np.take_along_axis(open_, best, axis=0)
     order = np.argsort(-value, axis=0, kind="stable")
     item, value = (np.take_along_axis(o, order, axis=0) for o in (best, value))
@@ -121,13 +129,26 @@ def evaluation(
         raise InputError("there are no held-out ratings to evaluate on")
     user, ids = pd.factorize(predictions["user_id"], sort=True)
     label = predictions["label"].to_numpy()
-    base, refined = (user_metrics(user, label, predictions[o], len(ids)) for o in ("base", "refined"))
+    base, refined = (user_metrics(user, label, predictions[o].to_numpy(), len(ids)) for o in ("base", "refined"))
     judged = base["roc_auc"].notna().to_numpy()
     if not judged.any():
-        raise InputError("no user has both a liked and another film among the held-out ratings; hold out more")
-    counts = {"user_id": ids, "n_train": n_train.reindex(ids, fill_value=0).to_numpy(), "n_test": np.bincount(user)}
-    users = pd.concat([pd.DataFrame(counts), base.add_prefix("base_"), refined.add_prefix("refined_")], axis=1)
-    return Evaluation(predictions, users[judged].reset_index(drop=True), compare(base, refined, seed=seed), int((~judged).sum()))
+        raise InputError(
+            "no user has both a liked and another film among the held-out ratings; hold out more"
+        )
+    counts = {
+        "user_id": ids,
+        "n_train": n_train.reindex(ids, fill_value=0).to_numpy(),
+        "n_test": np.bincount(user),
+    }
+    users = pd.concat(
+        [pd.DataFrame(counts), base.add_prefix("base_"), refined.add_prefix("refined_")], axis=1
+    )
+    return Evaluation(
+        predictions,
+        users[judged].reset_index(drop=True),
+        compare(base, refined, seed=seed),
+        int((~judged).sum()),
+    )
 
 # %% ../nbs/07_recommender.ipynb #c014
 FORMAT = 1  # of saved models
@@ -198,7 +219,11 @@ class CorrectSmoothRecommender(BaseEstimator):
     def _train(self, X: sparse.csr_matrix, data: MovieData) -> tuple[Trained, Trained]:
         "The run that was watched, and the final one, on all ratings for as many epochs."
         pairs, config = index_ratings(data), self.training
-        hidden = holdout(data.ratings, self.validation, self.seed) if self.validation else np.zeros(len(pairs), bool)
+        hidden = (
+            holdout(data.ratings, self.validation, self.seed)
+            if self.validation
+            else np.zeros(len(pairs), bool)
+        )
         if not hidden.any():
             done = train(X, pairs, None, self.model, config, self.seed, self.progress)
             return done, done
@@ -240,7 +265,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         "Scores of given pairs, before and after Correct-and-Smooth."
         user = self._rows(user_ids)
         if len(user) != len(item_ids):
-            raise InputError(f"{len(user)} users for {len(item_ids)} items; predict needs one user for each item")
+            raise InputError(
+                f"{len(user)} users for {len(item_ids)} items; predict needs one user for each item"
+            )
         base, refined = self._scorer.pairs(user, positions(item_ids, self.items_, "item"))
         return pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "base": base, "refined": refined})
 
@@ -259,13 +286,17 @@ class CorrectSmoothRecommender(BaseEstimator):
         if items is not None:
             shut[positions(items, self.items_, "item")] = False
         for at, base, refined in self._scorer.blocks(users):
-            item, column, rank = top_n(refined, n, shut, self._scorer.labels[:, users[at]] if exclude_seen else None)
+            item, column, rank = top_n(
+                refined, n, shut, self._scorer.labels[:, users[at]] if exclude_seen else None
+            )
             scores = {"base": base[item, column], "refined": refined[item, column]}
             parts.append(pd.DataFrame({"user_id": ids[at][column], "rank": rank, "item": item, **scores}))
         top = pd.concat(parts, ignore_index=True)
         item = top.pop("item").to_numpy()
         top.insert(2, "item_id", self.items_[item])
-        top.insert(3, "title", self.data_.movies["title"].to_numpy()[item] if "title" in self.data_.movies else "")
+        top.insert(
+            3, "title", self.data_.movies["title"].to_numpy()[item] if "title" in self.data_.movies else ""
+        )
         return top
 
     def evaluate(
@@ -275,7 +306,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         "Base against refined on ratings that were held out; see `Evaluation`."
         r = test.ratings
         line = test.thresholds if test.thresholds is not None else self.data_.thresholds
-        own = index_ratings(replace(test, thresholds=user_means(self.data_.ratings) if line is None else line))
+        own = index_ratings(
+            replace(test, thresholds=user_means(self.data_.ratings) if line is None else line)
+        )
         scores = self.predict(r["user_id"].to_numpy(), r["item_id"].to_numpy())
         scores.insert(2, "rating", r["rating"].to_numpy())
         scores.insert(3, "label", own.y.astype(np.int8))
@@ -287,15 +320,20 @@ class CorrectSmoothRecommender(BaseEstimator):
     ) -> None:
         "Write the model as tables, arrays and text, which cannot run code when they are read."
         self._rows([])
-        settings = {o: v if not is_dataclass(v) else asdict(v) for o, v in super().get_params(deep=False).items()}
+        settings = {o: stage_settings(v) or v for o, v in self.get_params(deep=False).items()}
         settings["features"] = features_state(self.features_)
         with write_beside(folder, "model.json") as fresh:
-            save_file({k: v.contiguous() for k, v in self.model_.state_dict().items()}, fresh / "weights.safetensors")
+            save_file(
+                {k: v.contiguous() for k, v in self.model_.state_dict().items()},
+                fresh / "weights.safetensors",
+            )
             sparse.save_npz(fresh / "graph.npz", self.A_)
             self.data_.movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
             self.data_.ratings.to_parquet(fresh / "ratings.parquet", index=False)
             if self.data_.thresholds is not None:
-                self.data_.thresholds.rename_axis("user_id").reset_index().to_parquet(fresh / "thresholds.parquet", index=False)
+                self.data_.thresholds.rename_axis("user_id").reset_index().to_parquet(
+                    fresh / "thresholds.parquet", index=False
+                )
             about = {"format": FORMAT, "name": self.data_.name, "settings": settings}
             (fresh / "model.json").write_text(json.dumps(about, indent=1))
 
@@ -311,15 +349,27 @@ class CorrectSmoothRecommender(BaseEstimator):
         try:
             about = json.loads((folder / "model.json").read_text())
             if about["format"] != FORMAT:
-                raise InputError(f"{folder} is in model format {about['format']}, this version reads {FORMAT}")
+                raise InputError(
+                    f"{folder} is in model format {about['format']}, this version reads {FORMAT}"
+                )
             return _restored(cls, folder, about)
-        except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError, pa.ArrowException) as error:
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            ValueError,
+            SafetensorError,
+            pa.ArrowException,
+        ) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the model in {folder} is not whole: {str(error).splitlines()[0]}") from error
 
 # %% ../nbs/07_recommender.ipynb #c019
-def _restored(cls: type[CorrectSmoothRecommender], folder: Path, about: dict[str, Any]) -> CorrectSmoothRecommender:
+def _restored(
+    cls: type[CorrectSmoothRecommender], folder: Path, about: dict[str, Any]
+) -> CorrectSmoothRecommender:
     "A recommender from the files of a folder."
     settings = about["settings"]
     stages = {o: stage_from_json(kind, settings[o]) for o, kind in STAGES.items()}
@@ -329,7 +379,9 @@ def _restored(cls: type[CorrectSmoothRecommender], folder: Path, about: dict[str
     movies, ratings = (pd.read_parquet(folder / f"{o}.parquet") for o in ("movies", "ratings"))
     data = movie_data(movies, ratings, about["name"])
     if (folder / "thresholds.parquet").exists():
-        data = replace(data, thresholds=pd.read_parquet(folder / "thresholds.parquet").set_index("user_id")["threshold"])
+        data = replace(
+            data, thresholds=pd.read_parquet(folder / "thresholds.parquet").set_index("user_id")["threshold"]
+        )
     n_features = len(features.get_feature_names_out())
     model = ItemUserModel(n_features, data.ratings["user_id"].nunique(), len(data.movies), self.model).eval()
     model.load_state_dict(load_file(folder / "weights.safetensors"))
@@ -341,8 +393,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "original": {
         "features": MovieFeatures({o: 0 for o in BLOCKS if o not in ORIGINAL_BLOCKS}),
         "graph": GraphConfig(blocks=ORIGINAL_BLOCKS),
-        "model": ModelConfig(emb_dim=64, hidden_dim=256, dropout=0.2, init_std=1.0, item_bias=False),
-        "training": TrainConfig(epochs=5, batch_size=2048, learning_rate=1e-3, weight_decay=0, target="label"),
+        "model": ModelConfig(emb_dim=64, hidden_dim=256, dropout=0.2, init_std=1.0, init_range=0.01, item_bias=False),
+        "training": TrainConfig(
+            epochs=5, batch_size=2048, learning_rate=1e-3, weight_decay=0, target="label"
+        ),
         "refinement": CorrectAndSmooth(rule="own", alpha=0.8, beta=0.5, T=1),
         "labels": "all",
         "validation": 0.0,
@@ -368,8 +422,7 @@ def summary(
 ) -> dict[str, Any]:  # JSON-ready
     "A run in numbers."
     r = judged.result
-    settings = {k: asdict(v) if is_dataclass(v) else v for k, v in recommender.get_params(deep=False).items()}
-    settings["features"] = recommender.features.get_params()
+    settings = {o: stage_settings(v) or v for o, v in recommender.get_params(deep=False).items()}
     packages = ("correct_smooth", "torch", "numpy", "scipy", "pandas", "scikit-learn", "sparse_dot_topn")
     return {
         "data": data.counts(),
@@ -396,7 +449,9 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     plot_gains(base, refined, axes["gains"])
     plot_history(gain_by_history(base, refined, judged.users["n_train"].to_numpy()), axes["history"])
     p = judged.predictions
-    plot_calibration(p["label"].to_numpy(), {o: p[o].to_numpy() for o in ("base", "refined")}, axes["calibration"])
+    plot_calibration(
+        p["label"].to_numpy(), {o: p[o].to_numpy() for o in ("base", "refined")}, axes["calibration"]
+    )
     plot_metrics(judged.result, axes["metrics"])
     return out
 
@@ -417,8 +472,8 @@ def report(told: dict[str, Any]) -> str:
             "",
             *rows,
             "",
-            f"Means over {told['users_evaluated']:,} users ({told['users_skipped']:,} skipped: their held-out films are all liked, "
-            "or none); * marks intervals without 0.",
+            f"Means over {told['users_evaluated']:,} users ({told['users_skipped']:,} skipped: their held-out "
+            "films are all liked, or none); * marks intervals without 0.",
             *told["reading"],
         ]
     )
@@ -492,7 +547,7 @@ def cs_run(
     edges: str = "",  # a film graph of yours: .csv, .parquet or .npz with source, target and weight
     share: float = 0.2,  # share of each user's ratings to hold back and evaluate on
 ) -> None:
-    "Learn from ratings, correct and smooth, and measure what it brought. Example: cs_run --data ml-25m.zip --out results"
+    "Learn from ratings, correct, smooth, and measure the gain. Example: cs_run --data ml-25m.zip --out results"
     try:
         recommender = from_preset(preset, **{**parse_settings(settings), "progress": sys.stderr.isatty()})
         told = run(data or None, out, seed, recommender, edges or None, share)

@@ -96,7 +96,8 @@ def batch_logits(
 ) -> torch.Tensor:  # (n,)
     "Logits of one batch; its films are encoded once each."
     item, which, user = (
-        torch.from_numpy(o.astype(np.int64)).to(device) for o in (batch.item, batch.which, pairs.user[batch.rows])
+        torch.from_numpy(o.astype(np.int64)).to(device)
+        for o in (batch.item, batch.which, pairs.user[batch.rows])
     )
     return model(as_bag(X[batch.item]).to(device), item, which, user)
 
@@ -133,7 +134,9 @@ def train_epoch(
     total = 0.0
     for batch in batches(pairs.item, config.batch_size, rng):
         logits = batch_logits(model, X, pairs, batch, config.device)
-        loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(target[batch.rows]).to(config.device))
+        loss = binary_cross_entropy_with_logits(
+            logits, torch.from_numpy(target[batch.rows]).to(config.device)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -170,13 +173,19 @@ def train(
         optimizer = torch.optim.Adam(
             model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        aim, valid_aim = targets(pairs, config.target), None if valid is None else targets(valid, config.target)
+        aim, valid_aim = (
+            targets(pairs, config.target),
+            None if valid is None else targets(valid, config.target),
+        )
         history: list[dict[str, float]] = []
         best, best_loss, best_weights = 0, np.inf, None
         quiet = {} if progress else {"disable": True}  # left unset, the variable TQDM_DISABLE has its say
         bar = tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, **quiet)
         for epoch in bar:
-            row = {"train_loss": train_epoch(model, X, pairs, aim, optimizer, config, rng), "valid_loss": np.nan}
+            row = {
+                "train_loss": train_epoch(model, X, pairs, aim, optimizer, config, rng),
+                "valid_loss": np.nan,
+            }
             if valid is not None and valid_aim is not None:
                 row["valid_loss"] = mean_loss(model, X, valid, valid_aim, config)
             history.append(row)

@@ -1,0 +1,673 @@
+"""Splits, labels, dirty tables, damaged files, and writing that is cut short."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from correct_smooth.data import (
+    InputError,
+    by_time,
+    cold_items,
+    cold_users,
+    holdout,
+    index_ratings,
+    leave_last,
+    load_data,
+    movie_data,
+    positions,
+    read_movielens,
+    read_movies_dataset,
+    read_tables,
+    split,
+    synthetic_data,
+    write_beside,
+    write_tables,
+)
+
+SOME = settings(deadline=None, max_examples=40, database=None)
+SPLITS = {
+    "holdout": lambda r: holdout(r, 0.3, seed=3),
+    "leave_last": lambda r: leave_last(r, 2),
+    "by_time": lambda r: by_time(r, 0.3),
+    "cold_items": lambda r: cold_items(r, 0.3, seed=3),
+    "cold_users": lambda r: cold_users(r, 0.3, seed=3),
+}
+EACH_SPLIT = pytest.mark.parametrize("mark", SPLITS.values(), ids=SPLITS)
+
+
+# splits
+
+
+@st.composite
+def ratings(draw, least=1):
+    "Each user and item at most once; times may be equal; user ids are numbers or text."
+    cells = st.tuples(st.integers(0, 7), st.integers(0, 9))
+    cells = draw(st.lists(cells, min_size=least, max_size=40, unique=True))
+    n = len(cells)
+    user, item = np.array(cells).T
+    stars = draw(st.lists(st.sampled_from([0.5, 1.0, 3.0, 3.5, 5.0]), min_size=n, max_size=n))
+    when = draw(st.lists(st.integers(0, 30), min_size=n, max_size=n))
+    who = user if draw(st.booleans()) else np.array([f"u{o}" for o in user])
+    table = {"user_id": who, "item_id": item, "rating": stars, "timestamp": when}
+    return pd.DataFrame(table)
+
+
+def with_films(table):
+    "The ratings as a data set of ten films."
+    return movie_data(pd.DataFrame({"item_id": range(10)}), table)
+
+
+def by_user(table, column):
+    "The column's values of each user."
+    return {u: o[column].to_numpy() for u, o in table.groupby("user_id")}
+
+
+@EACH_SPLIT
+@SOME
+@given(table=ratings())
+def test_splits_partition_the_ratings(mark, table):
+    "Training and held-out part hold every rating once, unchanged and in order."
+    data = with_films(table)
+    hidden = mark(data.ratings)
+    assert hidden.shape == (len(table),) and hidden.dtype == bool
+    assume(not hidden.all())
+    parts = split(data, hidden)
+    for part, kept in zip(parts, (~hidden, hidden), strict=True):
+        pd.testing.assert_frame_equal(part.ratings, data.ratings[kept].reset_index(drop=True))
+        assert part.movies is data.movies
+    assert sum(len(o.ratings) for o in parts) == len(table)
+
+
+@EACH_SPLIT
+@SOME
+@given(table=ratings())
+def test_splits_do_not_look_at_the_stars(mark, table):
+    "Other ratings of the same films at the same times are held back alike, time after time."
+    other = table.assign(rating=5.5 - table["rating"])
+    first = mark(table)
+    assert_array_equal(mark(other), first)
+    assert_array_equal(mark(table.copy()), first)
+
+
+@SOME
+@given(ratings(), st.floats(0.01, 0.99), st.integers(0, 99))
+def test_holdout_hides_a_share_of_each_user(table, share, seed):
+    "Of n ratings the rounded share is hidden, at least one if there are two, never all."
+    hidden = holdout(table, share, seed)
+    for marks in by_user(table.assign(hidden=hidden), "hidden").values():
+        n = len(marks)
+        assert marks.sum() == (0 if n == 1 else np.clip(np.round(share * n), 1, n - 1))
+        assert not marks.all()
+
+
+@SOME
+@given(ratings(), st.integers(1, 5))
+def test_leave_last_hides_the_latest(table, n):
+    "The n latest of each user are hidden, never all; none kept is later than one hidden."
+    table = table.assign(hidden=leave_last(table, n))
+    when = by_user(table, "timestamp")
+    for user, hidden in by_user(table, "hidden").items():
+        assert hidden.sum() == min(n, len(hidden) - 1)
+        if hidden.any():
+            assert when[user][hidden].min() >= when[user][~hidden].max()
+
+
+@SOME
+@given(ratings(), st.floats(0.01, 0.99))
+def test_by_time_cuts_at_one_moment(table, share):
+    "Everything hidden is later than everything kept, and no more than the share is hidden."
+    hidden, when = by_time(table, share), table["timestamp"]
+    assert not hidden.all() and hidden.sum() <= np.ceil(share * len(table))
+    if hidden.any():
+        assert when[hidden].min() > when[~hidden].max()
+
+
+def test_by_time_hides_the_share_where_times_differ():
+    "Of a hundred ratings at different times the latest twenty are hidden."
+    table = pd.DataFrame({"timestamp": np.random.default_rng(0).permutation(100)})
+    assert_array_equal(by_time(table, 0.2), table["timestamp"] >= 80)
+
+
+@pytest.mark.parametrize("column, cold", [("item_id", cold_items), ("user_id", cold_users)])
+@SOME
+@given(table=ratings(), share=st.floats(0.01, 0.99), seed=st.integers(0, 99))
+def test_cold_splits_hide_films_or_users_whole(column, cold, table, share, seed):
+    "A film or user is hidden with all its ratings or not at all, and one is left on each side."
+    hidden, values = cold(table, share, seed), table[column]
+    inside = set(values[hidden])
+    assert not inside & set(values[~hidden])
+    n = values.nunique()
+    assert len(inside) == (0 if n == 1 else np.clip(round(share * n), 1, n - 1))
+
+
+@pytest.mark.parametrize("mark", [holdout, cold_items, cold_users])
+def test_seeds_draw_differently(mark):
+    "One seed gives one draw, two seeds two."
+    table = synthetic_data(30, 40, 500).ratings
+    assert_array_equal(mark(table, seed=1), mark(table, seed=1))
+    assert (mark(table, seed=1) != mark(table, seed=2)).any()
+
+
+def test_cold_splits_depend_on_ids_not_on_order():
+    "Shuffled ratings hide the same users and films."
+    table = synthetic_data(30, 40, 500).ratings
+    shuffled = table.sample(frac=1, random_state=0)
+    for mark, column in ((cold_items, "item_id"), (cold_users, "user_id")):
+        there, back = (set(o[column][mark(o, seed=5)]) for o in (table, shuffled))
+        assert there == back
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.1, np.nan, "half"])
+def test_shares_that_leave_nothing_are_named(share):
+    "A share outside 0 to 1, or one that hides nothing or all, is refused by value."
+    table = synthetic_data(5, 20, 50).ratings
+    for mark in (holdout, by_time, cold_items, cold_users):
+        with pytest.raises(InputError, match=str(share)):
+            mark(table, share)
+
+
+def test_splits_that_cannot_be_are_refused():
+    "Nothing left to learn from, marks of another length, a rule of labels that is none."
+    data = synthetic_data(5, 20, 50)
+    n = len(data.ratings)
+    with pytest.raises(InputError, match="every rating is held back"):
+        split(data, np.ones(n, bool))
+    with pytest.raises(InputError, match=f"2 marks for {n} ratings"):
+        split(data, np.zeros(2, bool))
+    with pytest.raises(InputError, match="'mean'"):
+        split(data, np.zeros(n, bool), "mean")
+    with pytest.raises(InputError, match="timestamp"):
+        leave_last(data.ratings.drop(columns="timestamp"))
+
+
+# labels
+
+
+@EACH_SPLIT
+@SOME
+@given(table=ratings(least=2))
+def test_standards_do_not_see_hidden_ratings(mark, table):
+    "Each user's standard is the mean of their training ratings, whatever the hidden ones are."
+    data = with_films(table)
+    hidden = mark(data.ratings)
+    assume(hidden.any() and not hidden.all())
+    train, test = split(data, hidden)
+    means = {u: np.mean(o, dtype=float) for u, o in by_user(train.ratings, "rating").items()}
+    assert train.thresholds.to_dict() == pytest.approx(means)
+    assert test.thresholds is train.thresholds
+    scrambled = data.ratings.assign(rating=data.ratings["rating"].mask(hidden, 0.5))
+    again, _ = split(replace(data, ratings=scrambled), hidden)
+    pd.testing.assert_series_equal(again.thresholds, train.thresholds)
+    assert_array_equal(index_ratings(again).y, index_ratings(train).y)
+
+
+def test_the_leaking_rule_does_see_them():
+    "With labels='all' the standard is the mean of all of a user's ratings."
+    table = pd.DataFrame({"user_id": 1, "item_id": [0, 1, 2], "rating": [2, 3, 5]})
+    hidden = np.array([False, False, True])
+    assert [split(with_films(table), hidden, o)[0].thresholds[1] for o in ("train", "all")] == [
+        2.5,
+        pytest.approx(10 / 3),
+    ]
+
+
+@SOME
+@given(ratings())
+def test_labels_say_at_or_above_the_mean(table):
+    "A rating is liked if it is at or above its user's mean; ids come back by position."
+    pairs = index_ratings(with_films(table))
+    means = table.groupby("user_id")["rating"].transform("mean")
+    assert_array_equal(pairs.y, table["rating"] >= means)
+    assert_array_equal(pairs.users[pairs.user], table["user_id"])
+    assert_array_equal(pairs.items[pairs.item], table["item_id"])
+    assert list(pairs.users) == sorted(set(table["user_id"]))
+
+
+def test_equal_ratings_are_all_liked():
+    "Somebody who always gives 3.3 stars is exactly at their mean, however often they do."
+    for n in range(1, 10):
+        table = pd.DataFrame({"user_id": 1, "item_id": range(n), "rating": 3.3})
+        assert index_ratings(with_films(table)).y.all()
+
+
+def test_new_users_are_judged_by_the_mean_standard():
+    "A user without training ratings is labelled by the mean of all standards."
+    table = pd.DataFrame({"user_id": [1, 1, 2, 3, 3], "item_id": [0, 1, 0, 0, 1]})
+    data = with_films(table.assign(rating=[1.0, 2.0, 4.0, 2.5, 3.0]))
+    _, test = split(data, np.array([False, False, False, True, True]))
+    assert test.thresholds.to_dict() == {1: 1.5, 2: 4.0}  # so 2.75 on the whole
+    assert index_ratings(test).y.tolist() == [0, 1]
+
+
+def test_unknown_ids_and_mixed_ids_are_refused():
+    "A user outside the vocabulary is named; ids without an order are explained."
+    with pytest.raises(InputError, match="user 9 is unknown .2 such"):
+        positions([1, 9, 8], pd.Index([1, 2]), "user")
+    table = pd.DataFrame({"user_id": [1, "ann"], "item_id": [0, 1], "rating": [1, 2]})
+    with pytest.raises(InputError, match="mix types"):
+        index_ratings(with_films(table))
+
+
+# tables handed in
+
+FILMS = pd.DataFrame({"item_id": [1, 2], "title": ["Heat", "Alien"]})
+STARS = pd.DataFrame(
+    {"user_id": [7, 7, 8], "item_id": [1, 2, 1], "rating": [3.0, 4.0, 5.0], "timestamp": [1, 2, 3]}
+)
+
+
+@pytest.mark.parametrize(
+    "column, bad, message",
+    [
+        ("rating", "five", "rating of ratings row 1 is 'five'"),
+        ("rating", None, "rating of ratings row 1 is"),
+        ("rating", np.inf, "rating of ratings row 1 is 'inf'"),
+        ("rating", [1, 2], "rating of ratings row 1 is"),
+        ("rating", 1e300, "rating of ratings row 1 is '1e.300'"),
+        ("timestamp", "yesterday", "timestamp of ratings row 1 is 'yesterday'"),
+        ("timestamp", 1e300, "timestamp of ratings row 1 is '1e.300'"),
+        ("user_id", None, "user_id of ratings row 1 is"),
+        ("user_id", [7], "user_id"),
+        ("item_id", None, "item_id of ratings row 1 is"),
+        ("item_id", [2], "item_id"),
+    ],
+)
+def test_unusable_ratings_are_named(column, bad, message):
+    "A value that cannot be used stops the run with its column, row and value."
+    values = STARS[column].astype(object).tolist()
+    values[1] = bad
+    with pytest.raises(InputError, match=message):
+        movie_data(FILMS, STARS.assign(**{column: pd.Series(values, dtype=object)}))
+
+
+@pytest.mark.parametrize("gone", ["user_id", "item_id", "rating"])
+def test_missing_columns_of_ratings_are_named(gone):
+    "The message says which column is missing and which were found."
+    with pytest.raises(InputError, match=f"lack the column {gone}; found: .*timestamp"):
+        movie_data(FILMS, STARS.drop(columns=gone))
+
+
+def test_films_without_a_column_of_ids_are_refused():
+    "So are ids that match no rating, and empty tables."
+    with pytest.raises(InputError, match="need a column item_id, found: id, title"):
+        movie_data(FILMS.rename(columns={"item_id": "id"}), STARS)
+    with pytest.raises(InputError, match="no rating is of a known movie"):
+        movie_data(FILMS.assign(item_id=["1", "2"]), STARS)
+    for films, stars in ((FILMS[:0], STARS), (FILMS, STARS[:0])):
+        with pytest.raises(InputError, match=f"{len(films)} movies and {len(stars)} ratings"):
+            movie_data(films, stars)
+
+
+def test_dates_become_seconds():
+    "Timestamps may be dates, with or without a time zone."
+    when = pd.DatetimeIndex(["1970-01-02 00:00:00", "2001-09-09 01:46:40", "1969-12-31 00:00:00"])
+    for o in (when, when.tz_localize("UTC")):
+        found = movie_data(FILMS, STARS.assign(timestamp=o)).ratings["timestamp"]
+        assert found.tolist() == [86_400, 1_000_000_000, -86_400]
+
+
+CELLS = st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 2), st.integers(0, 5))
+
+
+@SOME
+@given(st.lists(st.sampled_from([0, 1, 2, None])), st.lists(CELLS, max_size=20), st.booleans())
+def test_every_dropped_row_is_counted(ids, cells, timed):
+    "Rows in are rows kept and rows counted as dropped, and what was handed in is untouched."
+    films = pd.DataFrame({"item_id": pd.Series(ids, dtype=object)})
+    stars = pd.DataFrame(cells, columns=["user_id", "item_id", "rating", "timestamp"])
+    stars = stars if timed else stars.drop(columns="timestamp")
+    held = films.copy(), stars.copy()
+    try:
+        data = movie_data(films, stars)
+    except InputError:
+        assert not set(stars["item_id"]) & set(ids)
+        return
+    finally:
+        for now, then in zip((films, stars), held, strict=True):
+            pd.testing.assert_frame_equal(now, then)
+    kept, lost = len(data.ratings) + len(data.movies), sum(data.dropped.values())
+    assert kept + lost == len(stars) + len(films)
+
+
+@SOME
+@given(st.lists(CELLS, min_size=1, max_size=20), st.booleans())
+def test_the_latest_rating_counts(cells, timed):
+    "Of two ratings of one film by one user the later stands: by time, else by place."
+    stars = pd.DataFrame(cells, columns=["user_id", "item_id", "rating", "timestamp"])
+    last = {}
+    for u, i, r, _ in sorted(cells, key=lambda o: o[3]) if timed else cells:
+        last[u, i] = r
+    stars = stars if timed else stars.drop(columns="timestamp")
+    found = with_films(stars).ratings
+    assert dict(zip(zip(found["user_id"], found["item_id"]), found["rating"])) == last  # noqa: B905
+
+
+# files
+
+
+def csv_of(table):
+    "A table as the bytes of a CSV file."
+    return table.to_csv(index=False).encode()
+
+
+def parquet_of(table):
+    "A table as the bytes of a Parquet file."
+    out = io.BytesIO()
+    table.to_parquet(out, index=False)
+    return out.getvalue()
+
+
+def zip_of(files):
+    "Files as the bytes of a compressed archive."
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in files.items():  # ZipInfo: always of the same date
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+NAMED = "\"[{'id': 1, 'name': 'Drama'}]\""
+METADATA_HEAD = (
+    "id,title,overview,genres,adult,popularity,runtime,vote_average,vote_count,release_date,"
+    "original_language,production_countries,production_companies,belongs_to_collection"
+)
+METADATA = "".join(
+    f"{k},Film {k},A plot,{NAMED},False,3.5,90,7,10,1999-01-01,en,{NAMED},{NAMED},\n"
+    for k in (1, 2)
+)
+STARS_CSV = "userId,movieId,rating,timestamp\n1,1,4.0,10\n1,2,2.5,11\n2,1,3.0,12\n"
+MOVIELENS = {
+    "movies.csv": b"movieId,title,genres\n1,Heat (1995),Crime|Drama\n2,Alien (1979),Horror\n",
+    "ratings.csv": STARS_CSV.encode(),
+    "tags.csv": b"userId,movieId,tag,timestamp\n1,1,Paris,12\n2,1,paris,13\n",
+}
+TABLES = {
+    "movies": FILMS.assign(genres=["Crime|Drama", "Horror"], year=[1995, 1979], adult=False),
+    "ratings": STARS,
+}
+LAYOUTS = {
+    "movielens": (read_movielens, MOVIELENS),
+    "movielens, old": (
+        read_movielens,
+        {
+            "movies.dat": b"1::Heat (1995)::Crime|Drama\n2::Alien (1979)::Horror\n",
+            "ratings.dat": b"1::1::4::10\n1::2::2::11\n2::1::3::12\n",
+            "tags.dat": b"1::1::Paris::12\n",
+        },
+    ),
+    "movies dataset": (
+        read_movies_dataset,
+        {
+            "movies_metadata.csv": f"{METADATA_HEAD}\n{METADATA}".encode(),
+            "keywords.csv": f"id,keywords\n1,{NAMED}\n".encode(),
+            "links_small.csv": b"movieId,imdbId,tmdbId\n1,11,1\n2,12,2\n",
+            "ratings_small.csv": STARS_CSV.encode(),
+        },
+    ),
+    "tables, csv": (read_tables, {f"{o}.csv": csv_of(t) for o, t in TABLES.items()}),
+    "tables, parquet": (read_tables, {f"{o}.parquet": parquet_of(t) for o, t in TABLES.items()}),
+    "movielens, zip": (
+        lambda o: read_movielens(o / "ml.zip"),
+        {"ml.zip": zip_of({f"ml/{o}": c for o, c in MOVIELENS.items()})},
+    ),
+}
+EACH_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def read_files(layout, changes, loads=False):
+    "Read a layout with some files changed, or taken away; None where it was refused."
+    read, files = LAYOUTS[layout]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in {**files, **changes}.items():
+            if content is not None:
+                Path(folder, name).write_bytes(content)
+        try:
+            if loads:
+                return load_data(Path(folder, "ml.zip") if "zip" in layout else folder)
+            return read(Path(folder))
+        except InputError as error:
+            assert str(error)
+            return None
+
+
+@EACH_LAYOUT
+@pytest.mark.parametrize("loads", [False, True])
+def test_sound_layouts_are_read(layout, loads):
+    "The reader, and `load_data` by itself, find both films and all three ratings."
+    data = read_files(layout, {}, loads)
+    assert data.counts() == {**data.counts(), "users": 2, "items": 2, "ratings": 3, "dropped": {}}
+    assert data.movies["title"].tolist()[0] in ("Heat", "Film 1")
+    assert data.movies["genres"].tolist()[0][-1] == "Drama"
+
+
+ODD = ["", "NA", "nan", "inf", "-1", "0", "1", "2", "1.5", "1e400", "9" * 30, "\x00", '"', "a|b"]
+ODD += ["(1995)", "[", "[" * 200, "[{'name': 1}]", "[{}]", "{'name': 'x'}", "é", "1::2", "0x1"]
+
+
+@st.composite
+def odd_table(draw, sound):
+    "The first line of a text file, then rows of odd cells, some too short or too long."
+    head = sound.split(b"\n")[0]
+    between = "," if b"," in head else "::"
+    wide = head.count(between.encode()) + 1
+    cell = st.sampled_from(ODD) | st.text(max_size=5)
+    rows = st.lists(st.lists(cell, min_size=wide - 1, max_size=wide + 1), max_size=5)
+    lines = [between.join(o) for o in draw(rows)]
+    return head + b"\n" + "\n".join(lines).encode(errors="surrogatepass")
+
+
+@st.composite
+def damaged(draw, sound):
+    "A file cut short, changed in places, of anything, of odd cells, or gone."
+    how = draw(st.sampled_from(["cut", "changed", "anything", "odd", "gone"]))
+    if how == "cut":
+        return sound[: draw(st.integers(0, len(sound) - 1))]
+    if how == "changed":
+        out = bytearray(sound)
+        spots = st.tuples(st.integers(0, len(sound) - 1), st.integers(0, 255))
+        for at, value in draw(st.lists(spots, min_size=1, max_size=4)):
+            out[at] = value
+        return bytes(out)
+    if how == "odd":
+        return draw(odd_table(sound))
+    return draw(st.binary(max_size=60)) if how == "anything" else None
+
+
+@EACH_LAYOUT
+@settings(SOME, max_examples=20, derandomize=True)
+@given(data=st.data())
+def test_damaged_files_are_refused_with_a_reason(layout, data):
+    "Whatever is in a file of a layout, it is read or refused, never with another error."
+    name = data.draw(st.sampled_from(sorted(LAYOUTS[layout][1])))
+    change = {name: data.draw(damaged(LAYOUTS[layout][1][name]))}
+    read_files(layout, change, loads=data.draw(st.booleans()))
+
+
+def changed(content, offset, value):
+    "An archive with a byte changed in the first entry of its directory."
+    at = content.index(b"PK\x01\x02") + offset
+    return content[:at] + bytes([value]) + content[at + 1 :]
+
+
+ZIP = LAYOUTS["movielens, zip"][1]["ml.zip"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(ZIP[:-30], id="end missing"),
+        pytest.param(b"?" + ZIP[1:], id="start changed"),
+        pytest.param(b"", id="empty"),
+        pytest.param(ZIP[:50] + b"\xff\xff\xff" + ZIP[53:], id="compressed data changed"),
+        pytest.param(changed(ZIP, 8, 1), id="marked as encrypted"),
+        pytest.param(changed(ZIP, 10, 99), id="unknown compression"),
+        pytest.param(changed(ZIP, 16, ZIP[ZIP.index(b"PK\x01\x02") + 16] ^ 1), id="wrong sum"),
+        pytest.param(zip_of({"ml/movies.csv": b"", "ml/ratings.csv": b""}), id="empty files"),
+    ],
+)
+def test_broken_archives_are_refused(content):
+    "Ways in which a zip file breaks in practice."
+    assert read_files("movielens, zip", {"ml.zip": content}) is None
+
+
+@EACH_LAYOUT
+@pytest.mark.parametrize("content", [b"", b"\n", b"\x00\xff\xfe", None])
+@pytest.mark.parametrize("loads", [False, True])
+def test_files_of_nothing_are_refused(layout, content, loads):
+    "An empty first file, one of a bare line, one that is no text, or none."
+    first = next(iter(LAYOUTS[layout][1]))
+    assert read_files(layout, {first: content}, loads) is None
+
+
+def test_rows_too_long_are_counted():
+    "A rating with a column too many cannot be read, and is not passed over in silence."
+    rows = MOVIELENS["ratings.csv"] + b"2,2,5.0,13,what,is,this\n"
+    data = read_files("movielens", {"ratings.csv": rows})
+    assert data is None or sum(data.dropped.values()) == 1
+
+
+@pytest.mark.parametrize("end", [b",", b",7"])
+def test_a_column_without_a_heading_shifts_nothing(end):
+    "Where every row has a cell too many, the others stand under their own heading, or it is refused."
+    head, rows = b"userId,movieId,rating,timestamp", (b"1,1,2.0,10", b"1,2,1.0,11", b"2,1,1.0,12")
+    data = read_files("movielens", {"ratings.csv": b"\n".join([head, *(o + end for o in rows)])})
+    if data is not None:
+        assert data.ratings["rating"].tolist() == [2.0, 1.0, 1.0]
+        assert data.ratings["user_id"].tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_text_that_is_no_text_is_refused(kind):
+    "Titles whose bytes are no UTF-8 are refused, in either format."
+    name, layout = f"movies.{kind}", f"tables, {kind}"
+    content = LAYOUTS[layout][1][name].replace(b"Heat", b"\xff\xfeat")
+    assert read_files(layout, {name: content}) is None
+
+
+def test_films_with_ids_that_are_no_numbers_are_counted():
+    "A film whose id cannot be read is left out and counted."
+    films = MOVIELENS["movies.csv"] + b"three,Amelie (2001),Comedy\n"
+    data = read_files("movielens", {"movies.csv": films})
+    assert len(data.movies) == 2 and sum(data.dropped.values()) == 1
+
+
+def test_hostile_names_in_an_archive_write_nothing(tmp_path):
+    "A member called ../evil.csv is read by nobody and written nowhere."
+    home = tmp_path / "a" / "b"
+    home.mkdir(parents=True)
+    hostile = {"../evil.csv": b"x", "../../evil.csv": b"x", "/evil.csv": b"x"}
+    (home / "ml.zip").write_bytes(zip_of({**hostile, **MOVIELENS}))
+    assert len(read_movielens(home / "ml.zip").ratings) == 3
+    assert [o.name for o in tmp_path.rglob("*")] == ["a", "b", "ml.zip"]
+    assert not Path("/evil.csv").exists()
+
+
+def test_code_in_a_cell_is_not_run(tmp_path):
+    "A call inside a list of genres is counted as unreadable."
+    cell = f"\"__import__('pathlib').Path('{tmp_path}/ran').touch()\""
+    rows = LAYOUTS["movies dataset"][1]["movies_metadata.csv"]
+    rows = rows.replace(NAMED.encode(), cell.encode(), 1)
+    data = read_files("movies dataset", {"movies_metadata.csv": rows})
+    assert data.dropped == {"cells of genres that cannot be read": 1}
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tables_come_back_as_they_were(tmp_path):
+    "Written and read again, films and ratings are the same."
+    data = synthetic_data(10, 20, 100)
+    write_tables(data, tmp_path / "world")
+    again = read_tables(tmp_path / "world")
+    pd.testing.assert_frame_equal(again.movies, data.movies, check_index_type=False)
+    pd.testing.assert_frame_equal(again.ratings, data.ratings)
+
+
+# writing cut short
+
+
+def earlier(folder):
+    "A result that is there already."
+    folder.mkdir()
+    (folder / "done").write_text("1")
+    (folder / "more").write_text("earlier")
+    return {"done": "1", "more": "earlier"}
+
+
+def inside(folder):
+    "What a folder holds."
+    return {o.name: o.read_text() for o in folder.iterdir()}
+
+
+def test_a_killed_writer_leaves_the_earlier_folder_whole(tmp_path):
+    "A process killed half way, which can clean up nothing, has not touched the earlier result."
+    before = earlier(tmp_path / "out")
+    code = """
+import os, signal, sys
+from correct_smooth.data import write_beside
+with write_beside(sys.argv[1], "done") as fresh:
+    (fresh / "done").write_text("2")
+    print("half way", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=one)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "half way\n"), done.stderr
+    assert inside(tmp_path / "out") == before
+    with write_beside(tmp_path / "out", "done") as fresh:
+        (fresh / "done").write_text("3")
+    assert inside(tmp_path / "out") == {"done": "3"}  # what it left behind is in nobody's way
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_writer_leaves_the_earlier_folder_whole(tmp_path, error):
+    "An error half way leaves the earlier result and nothing else."
+    before = earlier(tmp_path / "out")
+    with pytest.raises(error), write_beside(tmp_path / "out", "done") as fresh:
+        (fresh / "done").write_text("2")
+        raise error
+    assert inside(tmp_path / "out") == before
+    assert [o.name for o in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_rename_that_fails_leaves_the_earlier_folder_whole(tmp_path, monkeypatch):
+    "Where the fresh folder cannot take its place, the earlier one is put back."
+    before, rename = earlier(tmp_path / "out"), Path.rename
+
+    def fresh_fails(self, target):
+        if inside(self) == {"done": "2"}:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fresh_fails)
+    with pytest.raises(OSError), write_beside(tmp_path / "out", "done") as fresh:
+        (fresh / "done").write_text("2")
+    assert (tmp_path / "out").is_dir() and inside(tmp_path / "out") == before
+
+
+def test_folders_of_other_things_are_not_replaced(tmp_path):
+    "A folder without the mark, or a file, is refused and left as it is; an empty one is used."
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("years")
+    (tmp_path / "file").write_text("mine")
+    for name in ("thesis", "file"):
+        with pytest.raises(InputError, match=name), write_beside(tmp_path / name, "done"):
+            pass
+    assert inside(tmp_path / "thesis") == {"chapter": "years"}
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    with write_beside(tmp_path / "empty", "done") as fresh:
+        (fresh / "done").write_text("1")
+    assert inside(tmp_path / "empty") == {"done": "1"}

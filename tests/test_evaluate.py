@@ -1,0 +1,213 @@
+"""Metrics against scikit-learn and brute force, and comparisons that must come out one way."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from sklearn import metrics as sk
+
+from correct_smooth.data import InputError
+from correct_smooth.evaluate import METRICS, compare, gain_by_history, user_metrics
+
+SOME = settings(deadline=None, max_examples=40, database=None)
+ORDER = ["roc_auc", "average_precision", "ndcg_at_10", "hr_at_10"]
+SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1)  # ties are frequent
+
+
+@st.composite
+def pairs(draw, score=SCORES, n_users=4):
+    "Users, labels and scores of up to forty pairs; some users have one class, one film or none."
+    row = st.tuples(st.integers(0, n_users - 1), st.integers(0, 1), score)
+    rows = draw(st.lists(row, max_size=40))
+    user, y, z = (np.array([o[k] for o in rows]) for k in range(3))
+    return user.astype(np.int64), y.astype(np.int64), z.astype(np.float64), n_users
+
+
+def hit_chance(y, z, k=10):
+    "Share of the ways to break the tie at the kth place that bring a liked film into the first k."
+    if len(y) <= k:
+        return float(y.any())
+    line = np.sort(z)[::-1][k - 1]
+    above, tied = y[z > line], y[z == line]
+    ways = list(combinations(tied, k - len(above)))
+    return float(np.mean([any(above) or any(way) for way in ways]))
+
+
+def by_scikit_learn(y, z):
+    "The metrics of one user with both labels, by scikit-learn and brute force."
+    p = z >= 0.5
+    return [
+        sk.roc_auc_score(y, z),
+        sk.average_precision_score(y, z),
+        sk.accuracy_score(y, p),
+        sk.precision_score(y, p, zero_division=0),
+        sk.recall_score(y, p, zero_division=0),
+        sk.f1_score(y, p, zero_division=0),
+        sk.log_loss(y, z, labels=[0, 1]),
+        sk.ndcg_score([y], [z], k=10),
+        hit_chance(y, z),
+    ]
+
+
+def frame(rng, n, gone=0):
+    "Made-up metrics of n users, the first few of whom cannot be evaluated."
+    table = pd.DataFrame(rng.random((n, len(METRICS))), columns=list(METRICS))
+    table.iloc[:gone] = np.nan
+    return table
+
+
+@SOME
+@given(pairs())
+def test_equals_scikit_learn_user_by_user(rows):
+    "Each user's row is scikit-learn's answer, or nan where the user lacks one of the labels."
+    user, y, z, n_users = rows
+    found = user_metrics(user, y, z, n_users)
+    assert list(found.columns) == list(METRICS) and len(found) == n_users
+    for u in range(n_users):
+        own = user == u
+        if len(set(y[own])) < 2:
+            assert found.iloc[u].isna().all()
+        else:
+            wanted = by_scikit_learn(y[own], z[own])
+            assert_allclose(found.iloc[u], wanted, rtol=0, atol=1e-9, err_msg=f"user {u}")
+
+
+@SOME
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), min_size=2, max_size=16))
+def test_hit_rate_counts_every_way_to_break_ties(films):
+    "hr_at_10 is the expectation over all orders of films with equal scores."
+    y, z = np.array([o[0] for o in films]), np.array([o[1] / 3 for o in films])
+    found = user_metrics(np.zeros(len(y), int), y, z, 1).loc[0, "hr_at_10"]
+    if 0 < y.sum() < len(y):
+        assert found == pytest.approx(hit_chance(y, z), abs=1e-12)
+    else:
+        assert np.isnan(found)
+
+
+def test_hit_rate_by_hand():
+    "One liked film among twelve of equal score stands in the first ten with a chance of 10/12."
+    y = np.eye(12, dtype=int)[3]
+    found = user_metrics(np.zeros(12, int), y, np.full(12, 0.7), 1)
+    assert found.loc[0, "hr_at_10"] == pytest.approx(10 / 12)
+    assert found.loc[0, "roc_auc"] == 0.5
+
+
+@SOME
+@given(pairs(), st.randoms(use_true_random=False))
+def test_order_of_pairs_does_not_matter(rows, random):
+    "Shuffled pairs give the same metrics."
+    user, y, z, n_users = rows
+    order = random.sample(range(len(user)), len(user))
+    shuffled = user_metrics(user[order], y[order], z[order], n_users)
+    assert_allclose(shuffled, user_metrics(user, y, z, n_users), rtol=0, atol=1e-12)
+
+
+@SOME
+@given(pairs(), st.permutations(range(4)))
+def test_new_numbers_for_users_move_their_rows(rows, number):
+    "A user's metrics follow the user to another position."
+    user, y, z, n_users = rows
+    number = np.array(number)
+    moved = user_metrics(number[user], y, z, n_users)
+    assert_allclose(moved.iloc[number], user_metrics(user, y, z, n_users), rtol=0, atol=1e-12)
+
+
+@SOME
+@given(
+    pairs(score=st.integers(0, 20).map(lambda o: o / 20)),
+    st.sampled_from([np.sqrt, np.square, lambda z: z / 3, lambda z: 0.9 + z / 10]),
+)
+def test_rising_transforms_leave_the_order_metrics(rows, rising):
+    "Metrics of the order do not change when scores are bent without changing their order."
+    user, y, z, n_users = rows
+    before, after = (user_metrics(user, y, o, n_users)[ORDER] for o in (z, rising(z)))
+    assert_allclose(after, before, rtol=0, atol=1e-12)
+
+
+@SOME
+@given(pairs())
+def test_turning_scores_over_turns_the_auc_over(rows):
+    "ROC AUC of 1 - z is 1 - ROC AUC of z."
+    user, y, z, n_users = rows
+    z = np.round(z, 3)  # so that 1 - z keeps different scores different
+    there, back = (user_metrics(user, y, o, n_users)["roc_auc"] for o in (z, 1 - z))
+    assert_allclose(back, 1 - there, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -0.01, 1.01, np.inf])
+def test_scores_outside_the_unit_interval_are_named(bad):
+    "The message says which pair has which score."
+    with pytest.raises(InputError, match=f"score of pair 1 is {bad}"):
+        user_metrics([0, 0, 0], [0, 1, 1], [0.5, bad, 0.5], 1)
+
+
+@SOME
+@given(st.integers(0, 99), st.integers(1, 8), st.integers(0, 3))
+def test_nothing_differs_from_itself(seed, n, gone):
+    "Compared with itself every difference is 0, and so is its interval."
+    x = frame(np.random.default_rng(seed), n + gone, gone)
+    found = compare(x, x, resamples=20)
+    assert (found[["delta", "better", "worse"]] == 0).all(axis=None)
+    assert (found[["same", "p_value"]] == 1).all(axis=None)
+    assert_allclose(found["base"], x.dropna().mean())
+    intervals = found[["low", "high"]]
+    assert intervals.isna().all(axis=None) if n == 1 else (intervals == 0).all(axis=None)
+
+
+@SOME
+@given(st.integers(0, 99), st.integers(2, 8), st.integers(0, 3))
+def test_swapping_turns_the_comparison_over(seed, n, gone):
+    "Base and refined exchanged: the difference and its interval change sign."
+    rng = np.random.default_rng(seed)
+    x, y = frame(rng, n + gone, gone), frame(rng, n + gone, gone)
+    there, back = compare(x, y, resamples=50), compare(y, x, resamples=50)
+    assert_allclose(there["delta"], (y - x).mean(), atol=1e-12)
+    assert (there["low"] <= there["high"]).all()
+    turned = {"delta": "delta", "low": "high", "high": "low"}
+    for one, other in turned.items():
+        assert_allclose(back[one], -there[other], rtol=0, atol=1e-12)
+    for one, other in {"better": "worse", "same": "same", "p_value": "p_value"}.items():
+        assert_allclose(back[one], there[other], rtol=0, atol=1e-12)
+
+
+def test_an_equal_change_for_everybody_has_no_width():
+    "All users gain 0.25: so does the mean, and every resample."
+    x = pd.DataFrame(0.5, range(20), list(METRICS))
+    found = compare(x, x + 0.25, resamples=50)
+    assert_allclose(found[["delta", "low", "high"]], 0.25)
+    assert (found["better"] == 1).all() and (found["p_value"] < 0.001).all()
+
+
+def test_comparing_needs_the_same_users():
+    "Metrics of other users, or of none, are refused."
+    x = frame(np.random.default_rng(0), 5)
+    for other in (x.iloc[1:], x * np.nan):
+        with pytest.raises(InputError, match="users can be evaluated"):
+            compare(x, other)
+    with pytest.raises(InputError, match="0 users can be evaluated"):
+        compare(x * np.nan, x * np.nan)
+
+
+@SOME
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(-8, 8)), min_size=2, max_size=30))
+def test_groups_of_users_hold_every_user_once(users):
+    "Groups by history leave nobody out, and their mean gains average to the mean gain."
+    n = np.array([o[0] for o in users])
+    assume(len(set(n)) > 1)  # histories all of one length: see below
+    gain = pd.Series([o[1] / 16 for o in users])
+    found = gain_by_history(gain * 0, gain, n, groups=3)
+    assert found["users"].sum() == len(n)
+    assert (found["users"] * found["delta"]).sum() == pytest.approx(gain.sum())
+    assert (found["fewest"].iloc[1:].to_numpy() > found["most"].iloc[:-1].to_numpy()).all()
+
+
+def test_users_with_equally_long_histories_are_one_group():
+    "Where all users have as many ratings there is one group, not none."
+    gain = pd.Series([0.1, 0.2, 0.3])
+    found = gain_by_history(gain * 0, gain, np.array([5, 5, 5]))
+    assert found[["fewest", "most", "users"]].to_numpy().tolist() == [[5, 5, 3]]
+    assert found["delta"].tolist() == pytest.approx([0.2])

@@ -1,0 +1,408 @@
+"""Graphs against dense references, and edge files that are not what they say."""
+
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+
+from correct_smooth.data import InputError
+from correct_smooth.graph import (
+    GraphConfig,
+    content_graph,
+    cosine_knn,
+    edge_graph,
+    graph_statistics,
+    neighbours,
+    normalise,
+    read_edges,
+    symmetrise,
+)
+
+SOME = settings(deadline=None, max_examples=40, database=None)
+ITEMS = pd.Index([10, 20, 30, 40, 50], name="item_id")
+
+
+@st.composite
+def features(draw):
+    "Sparse rows of two to fifteen films; equal rows, empty rows and negative values occur."
+    n, d = draw(st.integers(2, 15)), draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    X = rng.choice([0, 0, 1, 2.5, -1], (n, d)) if draw(st.booleans()) else rng.random((n, d))
+    X[rng.random(n) < draw(st.sampled_from([0, 0.3]))] = 0
+    X = X[rng.integers(0, n, n)] if draw(st.booleans()) else X
+    return sparse.csr_matrix(X.astype(np.float32))
+
+
+@st.composite
+def graphs(draw):
+    "A directed graph with weights of 0 or more, some films alone."
+    n = draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    A = rng.uniform(0.01, 5, (n, n)) * (rng.random((n, n)) < draw(st.sampled_from([0, 0.15, 0.9])))
+    np.fill_diagonal(A, 0)
+    return sparse.csr_matrix(A.astype(np.float32))
+
+
+def cosines(X):
+    "All cosine similarities, 0 for empty rows and for a film with itself."
+    X = X.toarray().astype(np.float64)
+    length = np.linalg.norm(X, axis=1, keepdims=True)
+    X = X / np.where(length > 0, length, 1)
+    C = X @ X.T
+    np.fill_diagonal(C, 0)
+    return C
+
+
+@SOME
+@given(features(), st.data())
+def test_nearest_neighbours_equal_a_dense_reference(X, data):
+    "Each row holds the k largest positive cosines, and no film is its own neighbour."
+    n = X.shape[0]
+    k = data.draw(st.integers(1, n - 1))
+    A = cosine_knn(X, k, n_threads=1)
+    C, row = cosines(X), np.repeat(np.arange(n), np.diff(A.indptr))
+    assert A.shape == (n, n) and A.dtype == np.float32
+    assert np.diff(A.indptr).max() <= k
+    assert (A.indices != row).all() and (A.data > 0).all()
+    assert_allclose(A.data, C[row, A.indices], rtol=0, atol=1e-5)
+    best = -np.sort(-np.maximum(C, 0), axis=1)[:, :k]
+    assert_allclose(-np.sort(-A.toarray(), axis=1)[:, :k], best, rtol=0, atol=1e-5)
+
+
+@SOME
+@given(features())
+def test_films_without_features_stand_alone(X):
+    "An empty row is nobody's neighbour and has none."
+    A = cosine_knn(X, 1, n_threads=1).toarray()
+    empty = (X.toarray() == 0).all(axis=1)
+    assert (A[empty] == 0).all() and (A[:, empty] == 0).all()
+
+
+def test_threads_and_lengths_do_not_matter():
+    "One thread or two, short or long rows: the same neighbours."
+    rng = np.random.default_rng(0)
+    X = sparse.csr_matrix(rng.random((60, 8)).astype(np.float32))
+    longer = sparse.csr_matrix(sparse.diags(2.0 ** rng.integers(-3, 4, 60)) @ X)
+    A = cosine_knn(X, 5, n_threads=1)
+    for other in (cosine_knn(X, 5, n_threads=2), cosine_knn(longer, 5, n_threads=1)):
+        assert_array_equal(other.indices, A.indices)
+        assert_allclose(other.data, A.data, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, -1, 3, 4])
+def test_k_must_leave_a_neighbour(k):
+    "k below 1, or not below the number of films, is refused by value."
+    with pytest.raises(InputError, match=f"number of films, 3; got {k}"):
+        cosine_knn(sparse.csr_matrix(np.eye(3, dtype=np.float32)), k)
+
+
+def test_content_graph_compares_by_the_chosen_blocks():
+    "Films alike in genres only are neighbours by genres, not by keywords."
+    X = sparse.csr_matrix(np.array([[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]], np.float32))
+    blocks = {"genres": slice(0, 2), "keywords": slice(2, 4)}
+    by_genres = content_graph(X, blocks, GraphConfig(k=1, blocks=("genres",))).toarray()
+    by_keywords = content_graph(X, blocks, GraphConfig(k=1, blocks=("keywords",))).toarray()
+    assert_array_equal(by_genres, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert_array_equal(by_keywords, [[0, 0, 1], [0, 0, 0], [1, 0, 0]])
+
+
+@SOME
+@given(graphs())
+def test_row_sums_are_one(A):
+    "Row-normalised weights of every film sum to 1, also where it had no neighbour."
+    S = normalise(A, "row")
+    assert_allclose(S.sum(axis=1), 1, rtol=0, atol=1e-5)
+    assert (S.data >= 0).all()
+
+
+@SOME
+@given(graphs(), st.sampled_from(["row", "symmetric", "column"]))
+def test_normalise_equals_a_dense_reference(A, how):
+    "Each weight is divided by what the definition says; films alone keep to themselves."
+    dense = A.toarray().astype(np.float64)
+    dense += np.diag(dense.sum(1) == 0)
+    degree = dense.sum(0 if how == "column" else 1)
+    degree[degree == 0] = 1
+    i, j = np.ogrid[: len(dense), : len(dense)]
+    share = {"row": degree[i], "column": degree[j], "symmetric": np.sqrt(degree[i] * degree[j])}
+    assert_allclose(normalise(A, how).toarray(), dense / share[how], rtol=1e-5, atol=1e-7)
+
+
+@SOME
+@given(graphs())
+def test_symmetric_normalisation_does_not_amplify(A):
+    "On a mutual graph no eigenvalue of S is above 1 in size."
+    S = normalise(symmetrise(A), "symmetric").toarray()
+    assert_allclose(S, S.T, rtol=0, atol=1e-6)
+    assert np.abs(np.linalg.eigvalsh(S)).max() <= 1 + 1e-5
+
+
+@SOME
+@given(graphs())
+def test_symmetrise_averages_both_directions(A):
+    "Every weight becomes the mean of both directions, so the total stays."
+    dense, found = A.toarray(), symmetrise(A).toarray()
+    assert_array_equal(found, found.T)
+    assert_allclose(found, (dense + dense.T) / 2, rtol=1e-6)
+    assert_allclose(found.sum(), dense.sum(), rtol=1e-5)
+
+
+def test_unknown_normalisation_is_named():
+    "A normalisation that does not exist is refused by name."
+    with pytest.raises(InputError, match="'rows'"):
+        normalise(sparse.csr_matrix((2, 2), dtype=np.float32), "rows")
+
+
+EDGES = st.lists(
+    st.tuples(
+        st.sampled_from([*ITEMS, 99]),
+        st.sampled_from([*ITEMS, -1]),
+        st.sampled_from([0.0, 0.25, 1.0, 7.5]),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def as_table(edges):
+    "Edges as a frame."
+    return pd.DataFrame(edges, columns=["source", "target", "weight"])
+
+
+@SOME
+@given(EDGES)
+def test_edge_graph_equals_a_dense_reference(edges):
+    "The largest weight of each known pair, no film with itself, and a count of what was left out."
+    wanted, at = np.zeros((5, 5)), {o: k for k, o in enumerate(ITEMS)}
+    strange = [e for e in edges if not (e[0] in at and e[1] in at)]
+    for i, j, w in edges:
+        if i in at and j in at and i != j:
+            wanted[at[i], at[j]] = max(w, wanted[at[i], at[j]])
+    if len(strange) == len(edges):
+        with pytest.raises(InputError, match=f"edges hold.*{edges[0][0]}"):
+            edge_graph(as_table(edges), ITEMS)
+        return
+    dropped = {}
+    A = edge_graph(as_table(edges), ITEMS, dropped)
+    assert_array_equal(A.toarray(), wanted.astype(np.float32))
+    assert A.nnz == (wanted > 0).sum()  # no stored zeros
+    same = sum(e[0] == e[1] for e in edges)
+    assert list(dropped.values()) == [len(strange), same]
+
+
+@SOME
+@given(EDGES, st.randoms(use_true_random=False))
+def test_order_of_edges_does_not_matter(edges, random):
+    "Shuffled edges give the same graph."
+    edges = [*edges, (10, 20, 0.5)]
+    there = edge_graph(as_table(edges), ITEMS)
+    back = edge_graph(as_table(random.sample(edges, len(edges))), ITEMS)
+    assert_array_equal(back.toarray(), there.toarray())
+
+
+def test_edges_without_weights_weigh_one():
+    "Where there is no column weight every edge counts 1."
+    edges = pd.DataFrame({"source": [10, 10], "target": [50, 50]})
+    assert edge_graph(edges, ITEMS).toarray().tolist()[0] == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("bad", [-0.5, np.nan, np.inf, "heavy", 1e39])
+def test_bad_weights_are_named(bad):
+    "The message says which edge has which weight; 1e39 is more than float32 holds."
+    edges = as_table([(10, 20, 1.0), (30, 40, bad)]).astype({"weight": object})
+    with pytest.raises(InputError, match="30 -> 40 .row 1. is '.+'") as caught:
+        edge_graph(edges, ITEMS)
+    assert str(bad) in str(caught.value)
+
+
+def test_tiny_weights_are_stored_as_more_than_zero():
+    "A weight that float32 cannot tell from 0 leaves no stored zero behind."
+    A = edge_graph(as_table([(10, 20, 1e-60), (30, 40, 1.0)]), ITEMS)
+    assert (A.data > 0).all()
+
+
+def test_edges_between_strangers_are_named():
+    "Where no edge joins two known films the message shows ids of both sides."
+    with pytest.raises(InputError, match="edges hold .*'a'.*films are .*10"):
+        edge_graph(as_table([("a", "b", 1.0)]), ITEMS)
+    with pytest.raises(InputError, match="no edge joins"):
+        edge_graph(as_table([]), ITEMS)
+
+
+@pytest.mark.parametrize("gone", ["source", "target"])
+def test_missing_columns_are_named(gone):
+    "The message says which column is missing and which were found."
+    edges = as_table([(10, 20, 1.0)]).rename(columns={gone: "from"})
+    with pytest.raises(InputError, match=f"lack the column {gone}; found: .*from"):
+        edge_graph(edges, ITEMS)
+
+
+@SOME
+@given(graphs())
+def test_statistics_equal_a_count_by_hand(A):
+    "Edges, degrees, films alone and mutual edges are what a loop over all pairs counts."
+    has = A.toarray() > 0
+    n, found = len(has), graph_statistics(A)
+    edges = [(i, j) for i in range(n) for j in range(n) if has[i, j]]
+    assert found["films"] == n and found["edges"] == len(edges)
+    assert found["isolated"] == sum(not (has[i].any() or has[:, i].any()) for i in range(n))
+    assert found["largest_degree"] == max(has.sum(1)) and found["mean_degree"] * n == len(edges)
+    mutual = sum(has[j, i] for i, j in edges) / max(len(edges), 1)
+    assert found["mutual"] == pytest.approx(mutual)
+    reach = np.linalg.matrix_power(np.eye(n) + has + has.T, n) > 0
+    assert found["components"] == len({tuple(o) for o in reach})
+
+
+@SOME
+@given(graphs(), st.integers(1, 14))
+def test_neighbours_come_nearest_first(A, n):
+    "The n largest weights of the row, falling."
+    for i in range(A.shape[0]):
+        item, weight = neighbours(A, i, n)
+        assert_array_equal(weight, A.toarray()[i, item])
+        row = -np.sort(-A.toarray()[i])
+        assert_array_equal(weight, row[row > 0][:n])
+
+
+# files of edges
+
+
+def table_bytes(suffix, packed=False):
+    "A sound file of edges."
+    edges, out = as_table([(10, 20, 1.0), (20, 30, 0.5), (40, 50, 0.25)] * 20), io.BytesIO()
+    if suffix == ".csv":
+        edges.to_csv(out, index=False)
+    elif suffix == ".parquet":
+        edges.to_parquet(out, index=False)
+    else:
+        save = np.savez_compressed if packed else np.savez
+        save(out, **{o: edges[o].to_numpy() for o in edges})
+    return out.getvalue()
+
+
+SOUND = {o: table_bytes(o) for o in (".csv", ".parquet", ".npz")}
+PACKED = table_bytes(".npz", packed=True)
+
+
+def read_bytes(suffix, content):
+    "Read a file of these bytes; None where it was refused."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "edges" + suffix)
+        path.write_bytes(content)
+        try:
+            return read_edges(path)
+        except InputError as error:
+            assert path.name in str(error)
+            return None
+
+
+@pytest.mark.parametrize("suffix", SOUND)
+def test_sound_files_are_read(suffix):
+    "Each format gives back what was written."
+    wanted = pd.read_csv(io.BytesIO(SOUND[".csv"]))
+    pd.testing.assert_frame_equal(read_bytes(suffix, SOUND[suffix]), wanted)
+    assert edge_graph(read_bytes(suffix, SOUND[suffix]), ITEMS).nnz == 3
+
+
+@st.composite
+def damaged(draw, sound):
+    "A sound file cut short, with bytes changed, or made of anything."
+    how = draw(st.sampled_from(["cut", "changed", "anything"]))
+    if how == "anything":
+        return draw(st.binary(max_size=60))
+    if how == "cut":
+        return sound[: draw(st.integers(0, len(sound) - 1))]
+    spots = st.tuples(st.integers(0, len(sound) - 1), st.integers(0, 255))
+    out = bytearray(sound)
+    for at, value in draw(st.lists(spots, min_size=1, max_size=4)):
+        out[at] = value
+    return bytes(out)
+
+
+@pytest.mark.parametrize("suffix", SOUND)
+@settings(SOME, max_examples=30, derandomize=True)
+@given(st.data())
+def test_damaged_files_are_refused_with_a_reason(suffix, data):
+    "Cut, changed or arbitrary files are read or refused by name, never with another error."
+    read_bytes(suffix, data.draw(damaged(SOUND[suffix])))
+
+
+@settings(SOME, max_examples=30, derandomize=True)
+@given(damaged(PACKED))
+def test_damaged_compressed_files_are_refused_with_a_reason(content):
+    "The same for compressed .npz files."
+    read_bytes(".npz", content)
+
+
+def flipped(content, at):
+    "The same bytes with one of them turned over."
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+def one_array():
+    "A lone array, as np.save writes it."
+    out = io.BytesIO()
+    np.save(out, np.arange(4))
+    return out.getvalue()
+
+
+def in_directory(content, offset, value):
+    "A zip file with one byte changed in the first entry of its directory."
+    at = content.index(b"PK\x01\x02") + offset
+    return content[:at] + bytes([value]) + content[at + 1 :]
+
+
+def with_notes(old, new):
+    "A Parquet file in whose notes for pandas one word is another."
+    table, out = pa.Table.from_pandas(as_table([(10, 20, 1.0)])), io.BytesIO()
+    notes = table.schema.metadata[b"pandas"].replace(old, new)
+    pq.write_table(table.replace_schema_metadata({b"pandas": notes}), out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "suffix, content",
+    [
+        pytest.param(".npz", one_array(), id="one array, saved without names"),
+        pytest.param(".npz", flipped(PACKED, 60), id="compressed data changed"),
+        pytest.param(".npz", flipped(SOUND[".npz"], 200), id="plain data changed"),
+        pytest.param(".npz", in_directory(PACKED, 8, 1), id="marked as encrypted"),
+        pytest.param(".npz", in_directory(PACKED, 10, 99), id="unknown compression"),
+        pytest.param(".npz", PACKED[:-30], id="npz end missing"),
+        pytest.param(".npz", b"", id="npz empty"),
+        pytest.param(".csv", b"", id="csv empty"),
+        pytest.param(".csv", b"source,target\n1,2\n3,4,5,6\n", id="csv row too long"),
+        pytest.param(".parquet", SOUND[".parquet"][:-9], id="parquet end missing"),
+        pytest.param(".parquet", with_notes(b"int64", b"int54"), id="no such type"),
+        pytest.param(".parquet", with_notes(b'"columns"', b'"columnt"'), id="notes incomplete"),
+    ],
+)
+def test_broken_files_are_refused(suffix, content):
+    "Ways in which a file of edges breaks."
+    assert read_bytes(suffix, content) is None
+
+
+def test_arrays_that_are_no_table_are_refused():
+    "Arrays of different lengths, or with two axes, are no list of edges."
+    for target in (np.arange(3), np.ones((2, 2)), np.array(5)):
+        out = io.BytesIO()
+        np.savez(out, source=np.arange(2), target=target)
+        found = read_bytes(".npz", out.getvalue())
+        assert found is None or found.shape == (2, 2)  # one number stands for both rows
+
+
+def test_files_that_are_not_there_or_not_ours_are_named():
+    "A missing file and a format that is not read are refused by name."
+    with pytest.raises(InputError, match="no file .*nowhere.csv"):
+        read_edges("nowhere.csv")
+    with pytest.raises(InputError, match="edges.txt is none of the formats"):
+        read_edges("edges.txt")
