@@ -239,8 +239,8 @@ def _whole(column: pd.Series) -> pd.Series:
 _TMDB = {
     "id": "tmdb", "title": "title", "overview": "overview", "genres": "genres", "adult": "adult",
     "popularity": "popularity", "runtime": "runtime", "vote_average": "vote_average",
-    "vote_count": "vote_count", "release_date": "release_date", "original_language": "language", "production_countries": "countries",
-    "production_companies": "companies", "belongs_to_collection": "collection",
+    "vote_count": "vote_count", "release_date": "release_date", "original_language": "language",
+    "production_countries": "countries", "production_companies": "companies", "belongs_to_collection": "collection",
 }  # fmt: skip
 
 
@@ -539,7 +539,8 @@ def load_data(
     found = ", ".join(sorted(o.name for o in path.iterdir())[:10]) if path.is_dir() else "no such folder"
     raise InputError(
         f"no data in {source} ({found or 'it is empty'}). Give demo, synthetic, a MovieLens folder or zip, "
-        "The Movies Dataset's folder (movies_metadata.csv), or a folder with movies and ratings as .parquet or .csv"
+        "The Movies Dataset's folder (movies_metadata.csv), or a folder with movies and ratings, "
+        "each .parquet or .csv"
     )
 
 # %% ../nbs/00_data.ipynb #c052

@@ -7,7 +7,6 @@ __all__ = ['METRICS', 'user_metrics', 'compare', 'gain_by_history', 'reading_gui
            'plot_calibration', 'plot_metrics']
 
 # %% ../nbs/06_evaluate.ipynb #c002
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

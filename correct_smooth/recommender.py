@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from fastcore.script import call_parse
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
@@ -46,7 +45,6 @@ from correct_smooth.data import (
     write_beside,
 )
 from correct_smooth.evaluate import (
-    METRICS,
     compare,
     gain_by_history,
     plot_calibration,
@@ -63,7 +61,7 @@ from correct_smooth.features import (
     features_from_state,
     features_state,
 )
-from .graph import GraphConfig, content_graph, edge_graph, read_edges, symmetrise
+from .graph import GraphConfig, film_graph, edge_graph, read_edges, symmetrise
 from .model import Embeddings, ItemUserModel, ModelConfig, embeddings
 from .train import TrainConfig, Trained, targets, train
 
@@ -129,7 +127,8 @@ def evaluation(
         raise InputError("there are no held-out ratings to evaluate on")
     user, ids = pd.factorize(predictions["user_id"], sort=True)
     label = predictions["label"].to_numpy()
-    base, refined = (user_metrics(user, label, predictions[o].to_numpy(), len(ids)) for o in ("base", "refined"))
+    scores = (predictions[o].to_numpy() for o in ("base", "refined"))
+    base, refined = (user_metrics(user, label, o, len(ids)) for o in scores)
     judged = base["roc_auc"].notna().to_numpy()
     if not judged.any():
         raise InputError(
@@ -208,7 +207,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         features = clone(self.features).fit(data.movies)
         X = features.transform(data.movies)
         if edges is None:
-            A = content_graph(X, features.blocks_, self.graph)
+            A = film_graph(X, features.blocks_, index_ratings(data), self.graph)
         else:
             A = edge_graph(edges, data.movies.index)
             A = symmetrise(A) if self.graph.symmetrise else A
@@ -392,8 +391,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "original": {
         "features": MovieFeatures({o: 0 for o in BLOCKS if o not in ORIGINAL_BLOCKS}),
-        "graph": GraphConfig(blocks=ORIGINAL_BLOCKS),
-        "model": ModelConfig(emb_dim=64, hidden_dim=256, dropout=0.2, init_std=1.0, init_range=0.01, item_bias=False),
+        "graph": GraphConfig(blocks=ORIGINAL_BLOCKS, corating=0),
+        "model": ModelConfig(
+            emb_dim=64, hidden_dim=256, dropout=0.2, init_std=1.0, init_range=0.01, item_bias=False
+        ),
         "training": TrainConfig(
             epochs=5, batch_size=2048, learning_rate=1e-3, weight_decay=0, target="label"
         ),
@@ -472,8 +473,8 @@ def report(told: dict[str, Any]) -> str:
             "",
             *rows,
             "",
-            f"Means over {told['users_evaluated']:,} users ({told['users_skipped']:,} skipped: their held-out "
-            "films are all liked, or none); * marks intervals without 0.",
+            f"Means over {told['users_evaluated']:,} users ({told['users_skipped']:,} skipped: their "
+            "held-out films are all liked, or none); * marks intervals without 0.",
             *told["reading"],
         ]
     )
@@ -547,7 +548,7 @@ def cs_run(
     edges: str = "",  # a film graph of yours: .csv, .parquet or .npz with source, target and weight
     share: float = 0.2,  # share of each user's ratings to hold back and evaluate on
 ) -> None:
-    "Learn from ratings, correct, smooth, and measure the gain. Example: cs_run --data ml-25m.zip --out results"
+    "Learn from ratings, correct, smooth, measure the gain. Example: cs_run --data ml-25m.zip --out results"
     try:
         recommender = from_preset(preset, **{**parse_settings(settings), "progress": sys.stderr.isatty()})
         told = run(data or None, out, seed, recommender, edges or None, share)

@@ -385,8 +385,7 @@ METADATA_HEAD = (
     "original_language,production_countries,production_companies,belongs_to_collection"
 )
 METADATA = "".join(
-    f"{k},Film {k},A plot,{NAMED},False,3.5,90,7,10,1999-01-01,en,{NAMED},{NAMED},\n"
-    for k in (1, 2)
+    f"{k},Film {k},Plot,{NAMED},False,3.5,90,7,10,1999-01-01,en,{NAMED},{NAMED},\n" for k in (1, 2)
 )
 STARS_CSV = "userId,movieId,rating,timestamp\n1,1,4.0,10\n1,2,2.5,11\n2,1,3.0,12\n"
 MOVIELENS = {
@@ -541,7 +540,7 @@ def test_rows_too_long_are_counted():
 
 @pytest.mark.parametrize("end", [b",", b",7"])
 def test_a_column_without_a_heading_shifts_nothing(end):
-    "Where every row has a cell too many, the others stand under their own heading, or it is refused."
+    "Where every row has a cell too many, the others keep their heading, or the file is refused."
     head, rows = b"userId,movieId,rating,timestamp", (b"1,1,2.0,10", b"1,2,1.0,11", b"2,1,1.0,12")
     data = read_files("movielens", {"ratings.csv": b"\n".join([head, *(o + end for o in rows)])})
     if data is not None:
