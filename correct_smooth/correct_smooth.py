@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from .data import InputError, check_number
+from .data import check_choice, check_number
 from .graph import NORMALISATIONS, normalise
 from .model import Embeddings
 
@@ -94,14 +94,10 @@ class CorrectAndSmooth:
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, 0, 1)
         check_number("beta", self.beta, 0, 1)
-        check_number("T", self.T, 0, whole=True)
+        check_number("T", self.T, 0, 1000, whole=True)
         check_number("shrinkage", self.shrinkage, 0)
-        for name, value, allowed in (
-            ("rule", self.rule, RULES),
-            ("normalisation", self.normalisation, NORMALISATIONS),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        check_choice("rule", self.rule, RULES)
+        check_choice("normalisation", self.normalisation, NORMALISATIONS)
 
 # %% ../nbs/05_correct_smooth.ipynb #c031
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-from .data import InputError
+from .data import InputError, as_names, as_numbers, check_number
 
 # %% ../nbs/01_features.ipynb #c006
 class _Words:
@@ -34,14 +34,17 @@ class _Words:
         )
 
     def _texts(self, movies: pd.DataFrame) -> pd.Series:
-        title, overview = (movies.get(o, pd.Series("", movies.index)) for o in ("title", "overview"))
+        given = (movies.get(o, pd.Series("", movies.index)).astype(object) for o in ("title", "overview"))
+        title, overview = (o.where(o.notna(), "").map(str) for o in given)
         return overview.where(overview != "", title)
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
         try:
             return list(self.vectorizer.fit(self._texts(movies)).get_feature_names_out())
-        except ValueError:  # scikit-learn's word for: no term is frequent enough
-            return []
+        except ValueError as error:
+            if "terms remain" in str(error) or "empty vocabulary" in str(error):
+                return []  # no word is frequent enough
+            raise
 
     def transform(self, movies: pd.DataFrame) -> sparse.csr_matrix:
         return self.vectorizer.transform(self._texts(movies))
@@ -67,7 +70,7 @@ class _Names:
 
     def _lists(self, movies: pd.DataFrame) -> Iterable[tuple[str, ...]]:
         values = movies[self.column] if self.column in movies else pd.Series("", movies.index)
-        return [(o,) if o and isinstance(o, str) else o or () for o in values]
+        return [((o,) if o else ()) if isinstance(o, str) else as_names(o) or () for o in values]
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
         count = Counter(name for names in self._lists(movies) for name in set(names))
@@ -89,7 +92,7 @@ class _Eras(_Names):
     "The five years and the decade of a film's year, as names."
 
     def _lists(self, movies: pd.DataFrame) -> Iterable[tuple[str, ...]]:
-        years = movies[self.column] if self.column in movies else pd.Series(np.nan, movies.index)
+        years = as_numbers(movies.get(self.column, pd.Series(np.nan, movies.index)))
         return [
             (f"{y // 5 * 5:.0f} to {y // 5 * 5 + 4:.0f}", f"{y // 10 * 10:.0f}s") if y == y else ()
             for y in years
@@ -106,13 +109,14 @@ class _Numbers:
         self.columns = columns
 
     def _values(self, movies: pd.DataFrame) -> np.ndarray:
-        x = movies.reindex(columns=list(self.columns)).to_numpy(np.float64, copy=True)
+        given = (movies.get(o, pd.Series(np.nan, movies.index)) for o in self.columns)
+        x = np.column_stack([as_numbers(o) for o in given])
         logged = [k for k, o in enumerate(self.columns) if o in _LOGGED]
         x[:, logged] = np.log1p(np.maximum(x[:, logged], 0))
         return x
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
-        self.columns = tuple(o for o in self.columns if o in movies and movies[o].notna().any())
+        self.columns = tuple(o for o in self.columns if o in movies and as_numbers(movies[o]).notna().any())
         if not self.columns:
             return []
         x = self._values(movies)
@@ -186,12 +190,15 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
 
     def _kinds(self) -> dict[str, Any]:
         "An unfitted block of each name, in order, those of weight 0 left out."
-        weights = self.weights or {}
+        weights = {} if self.weights is None else self.weights
+        if not isinstance(weights, dict):
+            raise InputError(f"feature weights must be a dict of block and weight, got {weights!r}")
         for name, w in weights.items():
             if name not in BLOCKS:
                 raise InputError(f"there is no feature block {name!r}; there are {', '.join(BLOCKS)}")
-            if not (np.isfinite(w) and w >= 0):
-                raise InputError(f"the weight of feature block {name!r} must be 0 or more, got {w}")
+            check_number(f"weight of feature block {name!r}", w, 0, 1e6)
+        check_number("max_terms", self.max_terms, 1, whole=True)
+        check_number("min_count", self.min_count, 1, whole=True)
         kinds: dict[str, Any] = {o: _Names(o, self.min_count) for o in BLOCKS}
         kinds["overview"] = _Words(self.max_terms, self.min_count)
         kinds["adult"] = _Flag()

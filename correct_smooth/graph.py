@@ -8,21 +8,19 @@ __all__ = ['NORMALISATIONS', 'cosine_knn', 'corating_knn', 'edge_graph', 'read_e
 
 # %% ../nbs/02_graph.ipynb #c002
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import normalize
 from sparse_dot_topn import sp_matmul_topn
 
-from .data import InputError, Interactions, check_number
+from .data import InputError, Interactions, as_numbers, check_choice, check_number, reading
 from .features import BLOCKS
 
 # %% ../nbs/02_graph.ipynb #c006
@@ -44,8 +42,9 @@ def cosine_knn(
     n_threads: int | None = None,  # None: all cores
 ) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, no self-loops
     "Exact cosine k-nearest-neighbour graph, never n x n in memory."
-    if not 1 <= k < X.shape[0]:
-        raise InputError(f"k must be at least 1 and below the number of films, {X.shape[0]}; got {k}")
+    check_number("k", k, 1, whole=True)
+    if k >= X.shape[0]:
+        raise InputError(f"k must be below the number of films, {X.shape[0]}; got {k}")
     return _product_knn(normalize(X.astype(np.float32)), k, n_threads)
 
 
@@ -86,10 +85,8 @@ def edge_graph(
         raise InputError(
             f"edges lack the column {', '.join(absent)}; found: {', '.join(map(str, edges.columns))}"
         )
-    weight = pd.to_numeric(edges.get("weight", pd.Series(1.0, edges.index)), errors="coerce").to_numpy(
-        np.float64
-    )
-    bad = ~(np.isfinite(weight) & (weight >= 0))
+    weight = as_numbers(edges.get("weight", pd.Series(1.0, edges.index))).to_numpy(np.float32)
+    bad = ~(weight >= 0)
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
         raise InputError(
@@ -98,23 +95,26 @@ def edge_graph(
             f"weights must be 0 or more ({int(bad.sum())} are not)"
         )
     source, target = (items.get_indexer(pd.Index(edges[o])) for o in ("source", "target"))
-    known = (source >= 0) & (target >= 0)
-    if not known.any():
-        raise InputError(
-            f"no edge joins two known films: edges hold {list(edges['source'][:2])}, "
-            f"films are {list(items[:2])} ..."
-        )
-    if dropped is not None:
-        dropped["edges with an unknown film"] = int((~known).sum())
-        dropped["edges from a film to itself"] = int((known & (source == target)).sum())
-    use = known & (source != target) & (weight > 0)
+    known, loop = (source >= 0) & (target >= 0), source == target
+    use = known & ~loop & (weight > 0)
     table = (
-        pd.DataFrame({"i": source[use], "j": target[use], "w": weight[use]})
+        pd.DataFrame({"i": source, "j": target, "w": weight})[use]
         .groupby(["i", "j"], as_index=False)["w"]
         .max()
     )
-    entries = (table["w"].to_numpy(np.float32), (table["i"].to_numpy(), table["j"].to_numpy()))
-    return sparse.csr_matrix(entries, shape=(len(items), len(items)))
+    if not len(table):
+        raise InputError(
+            f"no edge joins two known films: edges hold {list(edges['source'][:2])}, films are {list(items[:2])} ...; "
+            "edges use the item ids of the movies"
+        )
+    if dropped is not None:
+        dropped["edges with an unknown film"] = int((~known).sum())
+        dropped["edges from a film to itself"] = int((known & loop).sum())
+        dropped["edges of weight 0"] = int((known & ~loop & (weight == 0)).sum())
+        dropped["edges given again"] = int(use.sum()) - len(table)
+    return sparse.csr_matrix(
+        (table["w"], (table["i"], table["j"])), shape=(len(items), len(items)), dtype=np.float32
+    )
 
 # %% ../nbs/02_graph.ipynb #c018
 def _npz_columns(path: Path) -> pd.DataFrame:
@@ -136,22 +136,11 @@ def read_edges(
     path = Path(path)
     if path.suffix not in _EDGE_READERS:
         raise InputError(f"{path.name} is none of the formats for edges: {', '.join(_EDGE_READERS)}")
-    try:
-        return _EDGE_READERS[path.suffix](path)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
-    except (
-        OSError,
-        ValueError,
-        UnicodeError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-        pa.ArrowException,
-    ) as error:
-        raise InputError(
-            f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
+    with reading(path):
+        edges = _EDGE_READERS[path.suffix](path)
+    if not isinstance(edges.index, pd.RangeIndex):
+        raise InputError(f"{path}: its rows have more cells than its header")
+    return edges
 
 # %% ../nbs/02_graph.ipynb #c021
 def symmetrise(A: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -167,8 +156,7 @@ def normalise(
     how: str = "row",  # one of NORMALISATIONS
 ) -> sparse.csr_matrix:  # S, float32
     "Normalise a graph; films without neighbours keep to themselves."
-    if how not in NORMALISATIONS:
-        raise InputError(f"normalisation must be one of {', '.join(NORMALISATIONS)}; got {how!r}")
+    check_choice("normalisation", how, NORMALISATIONS)
     lonely = np.asarray(A.sum(axis=1)).ravel() == 0
     A = sparse.csr_matrix(A + sparse.diags(lonely.astype(np.float32)), dtype=np.float64)
     degree = np.asarray(A.sum(axis=0 if how == "column" else 1)).ravel()
@@ -199,9 +187,11 @@ class GraphConfig:
         check_number("corating", self.corating, 0)
         check_number("corating_k", self.corating_k, 1, whole=True)
         check_number("corating_shrinkage", self.corating_shrinkage, 0)
-        strange = set(self.blocks) - set(BLOCKS)
-        if strange:
-            raise InputError(f"there is no feature block {min(strange)!r}; there are {', '.join(BLOCKS)}")
+        check_choice("symmetrise", self.symmetrise, (True, False))
+        if not isinstance(self.blocks, (tuple, list)):
+            raise InputError(f"blocks must be a list of feature blocks, got {self.blocks!r}")
+        for block in self.blocks:
+            check_choice("feature block of the graph", block, BLOCKS)
 
 
 def film_graph(

@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.special import expit
 from torch import Tensor, nn
 
-from .data import check_number
+from .data import check_choice, check_number
 
 # %% ../nbs/03_model.ipynb #c007
 class Bag(NamedTuple):
@@ -52,12 +52,14 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        check_number("emb_dim", self.emb_dim, 1, whole=True)
-        check_number("hidden_dim", self.hidden_dim, 1, whole=True)
+        check_number("emb_dim", self.emb_dim, 1, 65536, whole=True)
+        check_number("hidden_dim", self.hidden_dim, 1, 65536, whole=True)
         check_number("dropout", self.dropout, 0, 0.99)
         check_number("id_dropout", self.id_dropout, 0, 1)
-        check_number("init_std", self.init_std, 0)
-        check_number("init_range", self.init_range, 0)
+        check_number("init_std", self.init_std, 0, 100)
+        check_number("init_range", self.init_range, 0, 100)
+        check_choice("item_bias", self.item_bias, (True, False))
+        check_choice("id_embedding", self.id_embedding, (True, False))
 
 # %% ../nbs/03_model.ipynb #c013
 class ItemEncoder(nn.Module):

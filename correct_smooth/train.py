@@ -18,7 +18,7 @@ from scipy.stats import norm
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from .data import InputError, Interactions, check_number
+from .data import InputError, Interactions, check_choice, check_number, generator
 from .model import ItemUserModel, ModelConfig, as_bag
 
 # %% ../nbs/04_train.ipynb #c006
@@ -56,13 +56,15 @@ class TrainConfig:
     device: str = "cpu"  # or cuda
 
     def __post_init__(self) -> None:
-        check_number("epochs", self.epochs, 1, whole=True)
+        check_number("epochs", self.epochs, 1, 100_000, whole=True)
         check_number("batch_size", self.batch_size, 1, whole=True)
-        check_number("learning_rate", self.learning_rate, 0)
-        check_number("weight_decay", self.weight_decay, 0)
+        check_number("learning_rate", self.learning_rate, 0, 10)
+        check_number("weight_decay", self.weight_decay, 0, 10)
         check_number("patience", self.patience, 1, whole=True)
-        if self.target not in TARGETS:
-            raise InputError(f"target must be one of {', '.join(TARGETS)}; got {self.target!r}")
+        check_choice("target", self.target, TARGETS)
+        check_choice("device", self.device, ("cpu", "cuda"))
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device is cuda, and PyTorch finds no GPU here; use cpu")
 
 # %% ../nbs/04_train.ipynb #c012
 @dataclass(frozen=True, eq=False)
@@ -166,7 +168,7 @@ def train(
     "Train on all users at once, with early stopping where there are validation ratings."
     if not len(pairs):
         raise InputError("there are no ratings to train on")
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     with torch.random.fork_rng(devices=[] if config.device == "cpu" else None):
         torch.manual_seed(seed)
         model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], model_config).to(config.device)
@@ -188,6 +190,10 @@ def train(
             }
             if valid is not None and valid_aim is not None:
                 row["valid_loss"] = mean_loss(model, X, valid, valid_aim, config)
+            if not np.isfinite(row["train_loss"]):
+                raise InputError(
+                    f"training diverged in epoch {epoch + 1}; use a smaller learning_rate, now {config.learning_rate}"
+                )
             history.append(row)
             bar.set_postfix({k: f"{v:.4f}" for k, v in row.items()})
             if on_epoch is not None:

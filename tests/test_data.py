@@ -257,8 +257,8 @@ def test_unknown_ids_and_mixed_ids_are_refused():
     with pytest.raises(InputError, match="user 9 is unknown .2 such"):
         positions([1, 9, 8], pd.Index([1, 2]), "user")
     table = pd.DataFrame({"user_id": [1, "ann"], "item_id": [0, 1], "rating": [1, 2]})
-    with pytest.raises(InputError, match="mix types"):
-        index_ratings(with_films(table))
+    with pytest.raises(InputError, match="user_id of ratings must be all .* mixed"):
+        with_films(table)
 
 
 # tables handed in
@@ -276,6 +276,8 @@ STARS = pd.DataFrame(
         ("rating", None, "rating of ratings row 1 is"),
         ("rating", np.inf, "rating of ratings row 1 is 'inf'"),
         ("rating", [1, 2], "rating of ratings row 1 is"),
+        ("rating", 10**400, "rating of ratings row 1 is '1000"),
+        ("rating", 1 + 2j, "rating of ratings row 1 is"),
         ("rating", 1e300, "rating of ratings row 1 is '1e.300'"),
         ("timestamp", "yesterday", "timestamp of ratings row 1 is 'yesterday'"),
         ("timestamp", 1e300, "timestamp of ratings row 1 is '1e.300'"),
@@ -317,6 +319,30 @@ def test_dates_become_seconds():
     for o in (when, when.tz_localize("UTC")):
         found = movie_data(FILMS, STARS.assign(timestamp=o)).ratings["timestamp"]
         assert found.tolist() == [86_400, 1_000_000_000, -86_400]
+
+
+@pytest.mark.parametrize(
+    "column, bad",
+    [
+        pytest.param("genres", [["Drama"], ["Crime"]], id="list of lists"),
+        pytest.param("genres", [np.array([1, 2])], id="list of arrays"),
+        pytest.param("genres", np.ones((2, 2)), id="array of two axes"),
+        pytest.param("genres", "[{[]: 1}]", id="text that cannot be a dict"),
+        pytest.param("genres", "[" * 9999 + "]", id="text too deep"),
+        pytest.param("genres", {"name": "Drama"}, id="dict"),
+        pytest.param("runtime", "long", id="word"),
+        pytest.param("runtime", 1 + 2j, id="complex number"),
+        pytest.param("runtime", 10**400, id="whole number beyond floats"),
+        pytest.param("runtime", [90], id="list for a number"),
+    ],
+)
+def test_odd_cells_of_films_are_emptied_and_counted(column, bad):
+    "A cell that is no list of names, or no number, becomes empty, and the count says so."
+    cells = pd.Series([bad, None], dtype=object)
+    data = movie_data(FILMS.assign(**{column: cells}), STARS)
+    assert sum(data.dropped.values()) == 1
+    found = data.movies[column].iloc[0]
+    assert found == () if column == "genres" else np.isnan(found)
 
 
 CELLS = st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 2), st.integers(0, 5))
@@ -563,15 +589,22 @@ def test_films_with_ids_that_are_no_numbers_are_counted():
     assert len(data.movies) == 2 and sum(data.dropped.values()) == 1
 
 
+def test_csv_ids_mean_the_same_in_both_tables():
+    "Where one film has an id of text all ids are text, though every rated one is made of digits."
+    films = b"item_id,title\n1,Heat\ntt2,Alien\n"
+    data = read_files("tables, csv", {"movies.csv": films})
+    assert data is not None and len(data.ratings) == 2  # those of film 1
+
+
 def test_hostile_names_in_an_archive_write_nothing(tmp_path):
     "A member called ../evil.csv is read by nobody and written nowhere."
     home = tmp_path / "a" / "b"
     home.mkdir(parents=True)
-    hostile = {"../evil.csv": b"x", "../../evil.csv": b"x", "/evil.csv": b"x"}
+    hostile = {"../evil1.csv": b"x", "../../evil2.csv": b"x", "/evil3.csv": b"x"}
     (home / "ml.zip").write_bytes(zip_of({**hostile, **MOVIELENS}))
     assert len(read_movielens(home / "ml.zip").ratings) == 3
     assert [o.name for o in tmp_path.rglob("*")] == ["a", "b", "ml.zip"]
-    assert not Path("/evil.csv").exists()
+    assert not Path("/evil3.csv").exists()
 
 
 def test_code_in_a_cell_is_not_run(tmp_path):
@@ -595,6 +628,8 @@ def test_tables_come_back_as_they_were(tmp_path):
 
 # writing cut short
 
+NAMES = ("done", "more")  # what a result may hold
+
 
 def earlier(folder):
     "A result that is there already."
@@ -615,7 +650,7 @@ def test_a_killed_writer_leaves_the_earlier_folder_whole(tmp_path):
     code = """
 import os, signal, sys
 from correct_smooth.data import write_beside
-with write_beside(sys.argv[1], "done") as fresh:
+with write_beside(sys.argv[1], ("done", "more")) as fresh:
     (fresh / "done").write_text("2")
     print("half way", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -625,7 +660,7 @@ with write_beside(sys.argv[1], "done") as fresh:
     done = subprocess.run(command, capture_output=True, text=True, env=one)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "half way\n"), done.stderr
     assert inside(tmp_path / "out") == before
-    with write_beside(tmp_path / "out", "done") as fresh:
+    with write_beside(tmp_path / "out", NAMES) as fresh:
         (fresh / "done").write_text("3")
     assert inside(tmp_path / "out") == {"done": "3"}  # what it left behind is in nobody's way
 
@@ -634,7 +669,7 @@ with write_beside(sys.argv[1], "done") as fresh:
 def test_a_failed_writer_leaves_the_earlier_folder_whole(tmp_path, error):
     "An error half way leaves the earlier result and nothing else."
     before = earlier(tmp_path / "out")
-    with pytest.raises(error), write_beside(tmp_path / "out", "done") as fresh:
+    with pytest.raises(error), write_beside(tmp_path / "out", NAMES) as fresh:
         (fresh / "done").write_text("2")
         raise error
     assert inside(tmp_path / "out") == before
@@ -651,22 +686,22 @@ def test_a_rename_that_fails_leaves_the_earlier_folder_whole(tmp_path, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fresh_fails)
-    with pytest.raises(OSError), write_beside(tmp_path / "out", "done") as fresh:
+    with pytest.raises(OSError), write_beside(tmp_path / "out", NAMES) as fresh:
         (fresh / "done").write_text("2")
     assert (tmp_path / "out").is_dir() and inside(tmp_path / "out") == before
 
 
 def test_folders_of_other_things_are_not_replaced(tmp_path):
-    "A folder without the mark, or a file, is refused and left as it is; an empty one is used."
+    "A folder that holds more, or a file, is refused and left as it is; an empty one is used."
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("years")
     (tmp_path / "file").write_text("mine")
     for name in ("thesis", "file"):
-        with pytest.raises(InputError, match=name), write_beside(tmp_path / name, "done"):
+        with pytest.raises(InputError, match=name), write_beside(tmp_path / name, NAMES):
             pass
     assert inside(tmp_path / "thesis") == {"chapter": "years"}
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    with write_beside(tmp_path / "empty", "done") as fresh:
+    with write_beside(tmp_path / "empty", NAMES) as fresh:
         (fresh / "done").write_text("1")
     assert inside(tmp_path / "empty") == {"done": "1"}

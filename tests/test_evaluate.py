@@ -21,8 +21,9 @@ SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1)  # ties 
 @st.composite
 def pairs(draw, score=SCORES, n_users=4):
     "Users, labels and scores of up to forty pairs; some users have one class, one film or none."
-    row = st.tuples(st.integers(0, n_users - 1), st.integers(0, 1), score)
-    rows = draw(st.lists(row, max_size=40))
+    busy = draw(st.integers(0, n_users - 1))  # with one user for all pairs, lists are long
+    row = st.tuples(st.integers(0, busy), st.integers(0, 1), score)
+    rows = draw(st.lists(row, min_size=draw(st.sampled_from([0, 25])), max_size=40))
     user, y, z = (np.array([o[k] for o in rows]) for k in range(3))
     return user.astype(np.int64), y.astype(np.int64), z.astype(np.float64), n_users
 
@@ -76,11 +77,16 @@ def test_equals_scikit_learn_user_by_user(rows):
             assert_allclose(found.iloc[u], wanted, rtol=0, atol=1e-9, err_msg=f"user {u}")
 
 
+LEVEL, RARE = st.integers(0, 4), st.sampled_from([0] * 8 + [1])
+SHORT = st.lists(st.tuples(st.integers(0, 1), LEVEL), min_size=2, max_size=16)
+LONG = st.lists(st.tuples(RARE, LEVEL), min_size=11, max_size=16)
+
+
 @SOME
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), min_size=2, max_size=16))
+@given(SHORT | LONG)
 def test_hit_rate_counts_every_way_to_break_ties(films):
     "hr_at_10 is the expectation over all orders of films with equal scores."
-    y, z = np.array([o[0] for o in films]), np.array([o[1] / 3 for o in films])
+    y, z = np.array([o[0] for o in films]), np.array([o[1] / 4 for o in films])
     found = user_metrics(np.zeros(len(y), int), y, z, 1).loc[0, "hr_at_10"]
     if 0 < y.sum() < len(y):
         assert found == pytest.approx(hit_chance(y, z), abs=1e-12)
@@ -88,12 +94,20 @@ def test_hit_rate_counts_every_way_to_break_ties(films):
         assert np.isnan(found)
 
 
-def test_hit_rate_by_hand():
-    "One liked film among twelve of equal score stands in the first ten with a chance of 10/12."
-    y = np.eye(12, dtype=int)[3]
-    found = user_metrics(np.zeros(12, int), y, np.full(12, 0.7), 1)
-    assert found.loc[0, "hr_at_10"] == pytest.approx(10 / 12)
-    assert found.loc[0, "roc_auc"] == 0.5
+@pytest.mark.parametrize(
+    "scores, liked, chance",
+    [
+        pytest.param([0.7] * 12, 3, 10 / 12, id="all equal"),
+        pytest.param(np.arange(12) / 12, 2, 1, id="tenth place"),
+        pytest.param(np.arange(12) / 12, 1, 0, id="eleventh place"),
+        pytest.param([0.1] * 3 + [0.9] * 9, 0, 1 / 3, id="one place for three"),
+    ],
+)
+def test_hit_rate_by_hand(scores, liked, chance):
+    "One liked film among twelve stands in the first ten surely, never, or with a chance."
+    y = np.eye(12, dtype=int)[liked]
+    found = user_metrics(np.zeros(12, int), y, np.array(scores), 1).loc[0, "hr_at_10"]
+    assert found == pytest.approx(chance, abs=1e-12)
 
 
 @SOME
