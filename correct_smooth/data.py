@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class MovieData:
 
 # %% ../nbs/00_data.ipynb #c016
 def as_names(value: Any) -> tuple[str, ...] | None:
-    "A list-like cell as a tuple of names: lists, arrays, `a|b` or `['a', 'b']` as text; None if it is none of these."
+    "A list-like cell as names: lists, arrays, `a|b` or `['a', 'b']` as text; None if it is none of these."
     if isinstance(value, str) and value[:1] in ("[", "(") and value[-1:] in ("]", ")"):
         try:
             value = ast.literal_eval(value)
@@ -340,7 +341,8 @@ _TMDB = {
     "id": "tmdb", "title": "title", "overview": "overview", "genres": "genres", "adult": "adult",
     "popularity": "popularity", "runtime": "runtime", "vote_average": "vote_average",
     "vote_count": "vote_count", "release_date": "release_date", "original_language": "language",
-    "production_countries": "countries", "production_companies": "companies", "belongs_to_collection": "collection",
+    "production_countries": "countries", "production_companies": "companies",
+    "belongs_to_collection": "collection",
 }  # fmt: skip
 
 
@@ -409,11 +411,11 @@ _MOVIELENS = {
 def _members(path: Path) -> dict[str, Callable[[], Any]]:
     "File name -> how to open it, for the files of a folder or of a zip."
     if path.is_dir():
-        return {o.name: lambda o=o: o for o in sorted(path.iterdir()) if o.is_file()}  # type: ignore[misc]
+        return {o.name: partial(Path, o) for o in sorted(path.iterdir()) if o.is_file()}
     with reading(path):
         archive = zipfile.ZipFile(path)
     inside = [o for o in archive.namelist() if not o.endswith("/") and "__MACOSX" not in o]
-    files = {Path(o).name: lambda o=o: archive.open(o) for o in inside}  # type: ignore[misc]
+    files: dict[str, Callable[[], Any]] = {Path(o).name: partial(archive.open, o) for o in inside}
     if len(files) < len(inside):
         raise InputError(f"{path} holds several files of one name; leave one MovieLens release in it")
     return files

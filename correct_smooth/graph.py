@@ -104,8 +104,8 @@ def edge_graph(
     )
     if not len(table):
         raise InputError(
-            f"no edge joins two known films: edges hold {list(edges['source'][:2])}, films are {list(items[:2])} ...; "
-            "edges use the item ids of the movies"
+            f"no edge joins two known films: edges hold {list(edges['source'][:2])}, "
+            f"films are {list(items[:2])} ...; edges use the item ids of the movies"
         )
     if dropped is not None:
         dropped["edges with an unknown film"] = int((~known).sum())

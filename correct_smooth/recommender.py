@@ -163,7 +163,8 @@ def evaluation(
 # %% ../nbs/07_recommender.ipynb #c017
 FORMAT = 1  # of saved models
 MODEL_FILES = (
-    "model.json", "weights.safetensors", "graph.npz", "movies.parquet", "ratings.parquet", "thresholds.parquet",
+    "model.json", "weights.safetensors", "graph.npz",
+    "movies.parquet", "ratings.parquet", "thresholds.parquet",
 )  # fmt: skip
 STAGES = {"graph": GraphConfig, "model": ModelConfig, "training": TrainConfig, "refinement": CorrectAndSmooth}
 
@@ -519,8 +520,8 @@ def check_judgeable(test: MovieData) -> None:
     liked, films = np.bincount(pairs.user, pairs.y), np.bincount(pairs.user)
     if not ((liked > 0) & (liked < films)).any():
         raise InputError(
-            "no user has both a liked and another film among the held-out ratings, so nothing can be measured; "
-            "hold out a larger share, or bring more ratings"
+            "no user has both a liked and another film among the held-out ratings, "
+            "so nothing can be measured; hold out a larger share, or bring more ratings"
         )
 
 # %% ../nbs/07_recommender.ipynb #c047

@@ -192,7 +192,8 @@ def train(
                 row["valid_loss"] = mean_loss(model, X, valid, valid_aim, config)
             if not np.isfinite(row["train_loss"]):
                 raise InputError(
-                    f"training diverged in epoch {epoch + 1}; use a smaller learning_rate, now {config.learning_rate}"
+                    f"training diverged in epoch {epoch + 1}; "
+                    f"use a smaller learning_rate, now {config.learning_rate}"
                 )
             history.append(row)
             bar.set_postfix({k: f"{v:.4f}" for k, v in row.items()})
