@@ -114,26 +114,41 @@ class MovieData:
         }
 
 # %% ../nbs/00_data.ipynb #c016
+def _absent(value: Any) -> bool:
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
 def as_names(value: Any) -> tuple[str, ...] | None:
     "A list-like cell as names: lists, arrays, `a|b` or `['a', 'b']` as text; None if it is none of these."
     if isinstance(value, str) and value[:1] in ("[", "(") and value[-1:] in ("]", ")"):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return None
     if isinstance(value, str):
         return tuple(o.strip() for o in value.split("|") if o.strip())
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index)):
-        names = [o for o in value if not (o is None or o is pd.NA or o != o)]
+        names = [o for o in value if not _absent(o)]
         return tuple(names) if all(isinstance(o, str) for o in names) else None
-    return () if value is None or value is pd.NA or value != value else None
+    return () if _absent(value) else None
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
 
 
 def as_numbers(column: pd.Series) -> pd.Series:
     "Numbers as float64; text that is no number, truth values, dates and absurd sizes become missing."
-    odd = column.dtype.kind in "bcmM" or isinstance(column.dtype, pd.PeriodDtype)
-    number = pd.Series(np.nan, column.index) if odd else pd.to_numeric(column, errors="coerce")
-    number = number.astype(object).where(number.notna(), np.nan).astype(np.float64)
+    if column.dtype.kind in "bcmM" or isinstance(column.dtype, pd.PeriodDtype):
+        return pd.Series(np.nan, column.index)
+    try:
+        number = pd.to_numeric(column, errors="coerce")
+        number = number.astype(object).where(number.notna(), np.nan).astype(np.float64)
+    except (TypeError, OverflowError):  # an object pandas cannot judge, such as 10**400
+        number = column.map(_number)
     return number.where(number.abs() < 1e15)
 
 
@@ -513,19 +528,15 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if path.is_file():
         with reading(path):
-            return pq.read_table(path).to_pandas()
+            table = pq.read_table(path)
+            table.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
+            return table.to_pandas()
     path = path.with_suffix(".csv")
     if not path.is_file():
         raise InputError(f"there is no {name}.parquet or {name}.csv in {folder}")
     with reading(path):
         columns = pd.read_csv(path, nrows=0).columns
-    table = _read_csv(path, {o: o for o in columns})
-    ids = [
-        o
-        for o in ("user_id", "item_id")
-        if o in table and table[o].dropna().str.fullmatch(r"-?\d{1,18}").all()
-    ]
-    return table.assign(**{o: table[o].astype("Int64") for o in ids})
+    return _read_csv(path, {o: o for o in columns})
 
 
 def read_tables(
@@ -533,7 +544,14 @@ def read_tables(
 ) -> MovieData:
     "Read films and ratings that already have our column names."
     folder = Path(folder)
-    return movie_data(_read_table(folder, "movies"), _read_table(folder, "ratings"), folder.resolve().name)
+    tables = {o: _read_table(folder, o) for o in ("movies", "ratings")}
+    csv = [t for o, t in tables.items() if not (folder / f"{o}.parquet").is_file()]
+    for column in ("user_id", "item_id"):  # in a CSV all is text: numbers if all of them are
+        text = [t for t in csv if column in t]
+        if all(t[column].dropna().str.fullmatch(r"-?\d{1,18}").all() for t in text):
+            for t in text:
+                t[column] = t[column].astype("Int64")
+    return movie_data(tables["movies"], tables["ratings"], folder.resolve().name)
 
 
 def write_tables(

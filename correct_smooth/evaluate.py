@@ -158,7 +158,8 @@ def gain_by_history(
 ) -> pd.DataFrame:  # a row a group: fewest, most, users, delta, low, high
     "Mean gain of users with few and with many training ratings."
     table = pd.DataFrame({"delta": np.asarray(refined) - np.asarray(base), "n": n_train}).dropna()
-    table["group"] = pd.qcut(table["n"], groups, labels=False, duplicates="drop")
+    cut = pd.qcut(table["n"], groups, labels=False, duplicates="drop")
+    table["group"] = cut.fillna(0)  # missing where everybody has equally many
     out = table.groupby("group").agg(
         fewest=("n", "min"),
         most=("n", "max"),

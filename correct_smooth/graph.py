@@ -68,7 +68,8 @@ def corating_knn(
         np.bincount(pairs.user, minlength=n_users), 1
     )
     centred = pairs.rating - mean[pairs.user]
-    weight = 1 / np.sqrt(np.bincount(pairs.item, centred**2, n_items) + shrinkage)
+    length = np.bincount(pairs.item, centred**2, n_items) + shrinkage
+    weight = 1 / np.sqrt(np.where(length > 0, length, 1))
     value = (centred * weight[pairs.item]).astype(np.float32)
     rows = sparse.csr_matrix((value, (pairs.item, pairs.user)), shape=(n_items, n_users))
     return _product_knn(rows, min(k, n_items - 1), n_threads)
