@@ -226,7 +226,8 @@ def plot_history(groups: pd.DataFrame, ax: Axes, name: str = "ROC AUC") -> None:
         fmt="o",
         color="tab:orange",
     )
-    ax.set_xticks(x, [f"{a:.0f} to {b:.0f}" for a, b in zip(groups["fewest"], groups["most"], strict=True)])
+    names = [f"{a:.0f} to {b:.0f}" for a, b in zip(groups["fewest"], groups["most"], strict=True)]
+    ax.set_xticks(x, names, fontsize=8)
     ax.set(xlabel="training ratings of a user", ylabel=f"mean gain in {name}")
     ax.spines[["top", "right"]].set_visible(False)
 

@@ -127,6 +127,12 @@ class Evaluation:
         "One metric of every user, `base` or `refined`."
         return self.users[f"{which}_{name}"]
 
+    def by_history(self, name: str = "roc_auc") -> pd.DataFrame:
+        "Mean gain of users with few and with many training ratings; see `gain_by_history`."
+        return gain_by_history(
+            self.metric("base", name), self.metric("refined", name), self.users["n_train"].to_numpy()
+        )
+
 
 def evaluation(
     predictions: pd.DataFrame,  # user_id, item_id, rating, label, base, refined
@@ -231,16 +237,17 @@ class CorrectSmoothRecommender(BaseEstimator):
         check_number("validation", self.validation, 0, 0.9)
         check_choice("labels", self.labels, LABEL_RULES)
         generator(self.seed)  # refused now rather than after the features
-        self.dropped_: dict[str, int] = {}  # edges left out, and why
+        dropped: dict[str, int] = {}
         features = clone(self.features).fit(data.movies)
         X = features.transform(data.movies)
         if edges is None:
             A = film_graph(X, features.blocks_, index_ratings(data), self.graph)
         else:
-            A = edge_graph(edges, data.movies.index, self.dropped_)
+            A = edge_graph(edges, data.movies.index, dropped)
             A = symmetrise(A) if self.graph.symmetrise else A
         watched, final = self._train(X, data)
         self.history_, self.epochs_ = watched.history, final.epochs
+        self.dropped_ = {k: v for k, v in dropped.items() if v}  # edges left out, and why
         return self._keep(data, features, A, final.model)
 
     def _train(self, X: sparse.csr_matrix, data: MovieData) -> tuple[Trained, Trained]:
@@ -455,11 +462,12 @@ def summary(
     settings = {o: stage_settings(v) or v for o, v in recommender.get_params(deep=False).items()}
     packages = ("correct_smooth", "torch", "numpy", "scipy", "pandas", "scikit-learn", "sparse_dot_topn")
     return {
-        "data": data.counts(),
+        "data": data.counts() | {"dropped": {**data.dropped, **recommender.dropped_}},
         **{o: r[o].to_dict() for o in ("base", "refined", "delta")},
         "ci95": {o: [r.loc[o, "low"], r.loc[o, "high"]] for o in r.index},
         "users_evaluated": len(judged.users),
         "users_skipped": judged.skipped,
+        "by_history": judged.by_history().to_dict("records"),
         "epochs": recommender.epochs_,
         "reading": reading_guide(r),
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
@@ -477,7 +485,7 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     out = {o: Figure(figsize=size, layout="constrained") for o, size in FIGURES.items()}
     axes = {o: figure.subplots() for o, figure in out.items()}
     plot_gains(base, refined, axes["gains"])
-    plot_history(gain_by_history(base, refined, judged.users["n_train"].to_numpy()), axes["history"])
+    plot_history(judged.by_history(), axes["history"])
     p = judged.predictions
     plot_calibration(
         p["label"].to_numpy(), {o: p[o].to_numpy() for o in ("base", "refined")}, axes["calibration"]
