@@ -67,12 +67,10 @@ def neighbour_residual(
     shrinkage: float,  # lambda, in units of similarity
 ) -> sparse.csc_matrix:  # (n_items, m), stored where a labelled neighbour exists
     "Residual averaged over labelled neighbours, shrunk towards 0."
-    both = sparse.csc_matrix((E.data + np.complex64(1j), E.indices, E.indptr), shape=E.shape)
-    total = sparse.csc_matrix(
-        near @ both
-    )  # real part: summed residuals; imaginary: summed similarities, never 0
-    mean = total.data.real / (total.data.imag + np.float32(shrinkage))
-    return sparse.csc_matrix((mean, total.indices, total.indptr), shape=E.shape)
+    labelled = sparse.csc_matrix((np.ones(len(E.data), np.float32), E.indices, E.indptr), shape=E.shape)
+    share = sparse.csc_matrix(near @ labelled)
+    share.data = 1 / (share.data + np.float32(shrinkage))
+    return sparse.csc_matrix((near @ E).multiply(share))
 
 # %% ../nbs/05_correct_smooth.ipynb #c028
 RULES = ("neighbours", "own")
@@ -104,7 +102,7 @@ class CorrectAndSmooth:
 class Operators:
     "The graph, made ready for correcting and smoothing."
 
-    near: sparse.csr_matrix  # A + I, similarities with the film itself as its nearest neighbour
+    near: sparse.csr_matrix  # A + I, similarities, with 1 for the film itself
     S: sparse.csr_matrix  # A normalised
 
 

@@ -369,7 +369,7 @@ def _tmdb_movies(folder: Path, dropped: dict[str, int]) -> pd.DataFrame:
     dropped["metadata rows with a TMDB id seen before"] = int(again.sum())
     films = films[~again].set_index("tmdb")
     if (folder / "keywords.csv").exists():
-        films["keywords"] = _tmdb_keywords(folder, dropped).reindex(films.index)
+        films["keywords"] = _tmdb_keywords(folder, films.index, dropped).reindex(films.index)
     for o in ("genres", "keywords", "countries", "companies", "collection"):
         if o in films.columns:
             films[o] = _parse_names(films[o], dropped)
@@ -384,12 +384,13 @@ def _tmdb_movies(folder: Path, dropped: dict[str, int]) -> pd.DataFrame:
     )
 
 
-def _tmdb_keywords(folder: Path, dropped: dict[str, int]) -> pd.Series:
-    "Keyword cells by TMDB id."
+def _tmdb_keywords(folder: Path, films: pd.Index, dropped: dict[str, int]) -> pd.Series:
+    "Keyword cells by TMDB id; `films` are those with metadata."
     rows = _read_csv(folder / "keywords.csv", {"id": "tmdb", "keywords": "keywords"})
     rows = _with_ids(rows, ["tmdb"], "keyword rows", dropped)
     again = rows["tmdb"].duplicated()
     dropped["keyword rows with an id seen before"] = int(again.sum())
+    dropped["keyword rows without metadata"] = int((~rows["tmdb"].isin(films)).sum())
     return rows[~again].set_index("tmdb")["keywords"]
 
 
@@ -406,6 +407,7 @@ def read_movies_dataset(
     films = _tmdb_movies(folder, dropped)
     links = _read_csv(folder / f"links{size}.csv", {"movieId": "item_id", "tmdbId": "tmdb"})
     links = _with_ids(links, ["item_id", "tmdb"], "links", dropped)
+    dropped["films without a link"] = int((~films.index.isin(links["tmdb"])).sum())
     known = links["tmdb"].isin(films.index)
     dropped["links to a film without metadata"] = int((~known).sum())
     links = links[known]

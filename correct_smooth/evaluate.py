@@ -127,6 +127,7 @@ def compare(
             "they must be the same, and at least one"
         )
     change = (after - before).to_numpy()
+    upward = np.where(before.columns == "log_loss", -1, 1)  # the one metric where less is better
     low = high = np.full(change.shape[1], np.nan)
     if len(change) > 1:
         drawn = bootstrap(
@@ -142,9 +143,9 @@ def compare(
             "low": low,
             "high": high,
             "p_value": [wilcoxon(o).pvalue if o.any() else 1.0 for o in change.T],
-            "better": (change > 0).mean(axis=0),
+            "better": (upward * change > 0).mean(axis=0),
             "same": (change == 0).mean(axis=0),
-            "worse": (change < 0).mean(axis=0),
+            "worse": (upward * change < 0).mean(axis=0),
         },
         index=before.columns,
     )
@@ -178,16 +179,16 @@ def reading_guide(
     up, down = (set(result.index[o]) for o in (result["low"] > 0, result["high"] < 0))
     said = []
     if "roc_auc" in up:
-        said.append("ROC AUC is up: the graph knows something about taste that the model had not used.")
+        said.append("ROC AUC is up: with the graph, liked films are placed above the others more often.")
     elif "roc_auc" in down:
         said.append(
             "ROC AUC is down: smoothing blurs what the model knew. "
-            "Try a smaller beta, T = 1, or another graph."
+            "Try a smaller alpha, more shrinkage, fewer steps T, or another graph."
         )
     else:
         said.append(
-            "ROC AUC is flat: nothing that can be told from chance is in the graph "
-            "beyond the features in the model."
+            "ROC AUC is flat: no difference can be told from chance, so the graph "
+            "seems to hold no signal beyond the features in the model."
         )
     if "precision" in up and "recall" in down:
         said.append(
@@ -226,7 +227,7 @@ def plot_history(groups: pd.DataFrame, ax: Axes, name: str = "ROC AUC") -> None:
         fmt="o",
         color="tab:orange",
     )
-    names = [f"{a:.0f} to {b:.0f}" for a, b in zip(groups["fewest"], groups["most"], strict=True)]
+    names = [f"{a:.0f}–{b:.0f}" for a, b in zip(groups["fewest"], groups["most"], strict=True)]
     ax.set_xticks(x, names, fontsize=8)
     ax.set(xlabel="training ratings of a user", ylabel=f"mean gain in {name}")
     ax.spines[["top", "right"]].set_visible(False)

@@ -45,7 +45,7 @@ class ModelConfig:
     dropout: float = 0.6  # share of hidden units silenced in training
     init_std: float = 0.1  # spread of user embeddings and biases at the start
     init_range: float = 0.1  # first-layer weights start between minus and plus this
-    item_bias: bool = True  # the encoder also gives c, how much a film is liked by anyone
+    item_bias: bool = True  # the encoder also gives c, how well such films are liked by everybody
     id_embedding: bool = False  # each film also has a vector of its own, for what its features do not tell
     id_dropout: float = (
         0.5  # share of films whose own vector is withheld in training, so that films can do without

@@ -7,7 +7,7 @@ __all__ = ['TARGETS', 'margin_targets', 'targets', 'TrainConfig', 'Batch', 'batc
            'Trained', 'train']
 
 # %% ../nbs/04_train.ipynb #c002
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,21 +26,23 @@ TARGETS = ("margin", "label")
 
 
 def margin_targets(
-    pairs: Interactions,  # training ratings
+    pairs: Interactions,
+    training: Interactions | None = None,  # ratings that give each user's mean and spread; None: the same
     least_spread: float = 0.3,  # stars; a user who always gives the same rating has no spread of their own
 ) -> np.ndarray:  # (n,) float32 between 0 and 1
     "How far above a user's mean each rating lies, as a probability."
-    n = np.maximum(np.bincount(pairs.user, minlength=len(pairs.users)), 1)
-    rating = pairs.rating.astype(np.float64)
-    mean = np.bincount(pairs.user, rating, len(pairs.users)) / n
-    distance = rating - mean[pairs.user]
-    spread = np.sqrt(np.bincount(pairs.user, distance**2, len(pairs.users)) / np.maximum(n - 1, 1))
-    return norm.cdf(distance / np.maximum(spread, least_spread)[pairs.user]).astype(np.float32)
+    known = pairs if training is None else training
+    n_users = len(known.users)
+    n = np.maximum(np.bincount(known.user, minlength=n_users), 1)
+    mean = np.bincount(known.user, known.rating, n_users) / n
+    squares = np.bincount(known.user, (known.rating - mean[known.user]) ** 2, n_users)
+    spread = np.maximum(np.sqrt(squares / np.maximum(n - 1, 1)), least_spread)
+    return norm.cdf((pairs.rating - mean[pairs.user]) / spread[pairs.user]).astype(np.float32)
 
 
-def targets(pairs: Interactions, kind: str) -> np.ndarray:
+def targets(pairs: Interactions, kind: str, training: Interactions | None = None) -> np.ndarray:
     "What training aims at: the margin, or the bare label."
-    return margin_targets(pairs) if kind == "margin" else pairs.y
+    return margin_targets(pairs, training) if kind == "margin" else pairs.y
 
 # %% ../nbs/04_train.ipynb #c009
 @dataclass(frozen=True)
@@ -163,7 +165,6 @@ def train(
     config: TrainConfig = TrainConfig(),
     seed: int = 0,
     progress: bool = True,  # show a bar
-    on_epoch: Callable[[int, ItemUserModel, dict[str, float]], None] | None = None,  # called after each epoch
 ) -> Trained:
     "Train on all users at once, with early stopping where there are validation ratings."
     if not len(pairs):
@@ -177,7 +178,7 @@ def train(
         )
         aim, valid_aim = (
             targets(pairs, config.target),
-            None if valid is None else targets(valid, config.target),
+            None if valid is None else targets(valid, config.target, pairs),
         )
         history: list[dict[str, float]] = []
         best, best_loss, best_weights = 0, np.inf, None
@@ -197,8 +198,6 @@ def train(
                 )
             history.append(row)
             bar.set_postfix({k: f"{v:.4f}" for k, v in row.items()})
-            if on_epoch is not None:
-                on_epoch(epoch, model, row)
             if valid is None or row["valid_loss"] < best_loss:
                 best, best_loss = epoch, row["valid_loss"]
                 if valid is not None:
