@@ -422,7 +422,7 @@ def _restored(
     A.check_format(full_check=True)  # an index out of range would be read from memory that is not ours
     return self._keep(data, features, A, model)
 
-# %% ../nbs/07_recommender.ipynb #c040
+# %% ../nbs/07_recommender.ipynb #c041
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "original": {
@@ -450,7 +450,7 @@ def from_preset(
         raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return clone(CorrectSmoothRecommender(**PRESETS[name])).set_params(**settings)
 
-# %% ../nbs/07_recommender.ipynb #c043
+# %% ../nbs/07_recommender.ipynb #c044
 def summary(
     recommender: CorrectSmoothRecommender,  # fitted
     data: MovieData,  # before the split
@@ -475,7 +475,7 @@ def summary(
         "versions": {"python": platform.python_version(), **{o: version(o) for o in packages}},
     }
 
-# %% ../nbs/07_recommender.ipynb #c044
+# %% ../nbs/07_recommender.ipynb #c045
 FIGURES = {"gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2), "metrics": (7.0, 3.5)}
 
 
@@ -493,7 +493,7 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     plot_metrics(judged.result, axes["metrics"])
     return out
 
-# %% ../nbs/07_recommender.ipynb #c047
+# %% ../nbs/07_recommender.ipynb #c048
 def report(told: dict[str, Any]) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
@@ -516,7 +516,7 @@ def report(told: dict[str, Any]) -> str:
         ]
     )
 
-# %% ../nbs/07_recommender.ipynb #c049
+# %% ../nbs/07_recommender.ipynb #c050
 RESULT_FILES = (
     "summary.json", "per_user_metrics.csv", "predictions.parquet", "recommendations.csv", "figures", "model",
 )  # fmt: skip
@@ -532,7 +532,7 @@ def check_judgeable(test: MovieData) -> None:
             "so nothing can be measured; hold out a larger share, or bring more ratings"
         )
 
-# %% ../nbs/07_recommender.ipynb #c051
+# %% ../nbs/07_recommender.ipynb #c052
 def run(
     source: str | Path | None = None,  # as for `load_data`
     out: str | Path = "cs_results",  # folder for the results; an earlier result in it is replaced
@@ -575,7 +575,7 @@ def run(
         (fresh / "summary.json").write_text(json.dumps(told, indent=1))
     return told
 
-# %% ../nbs/07_recommender.ipynb #c054
+# %% ../nbs/07_recommender.ipynb #c055
 def parse_settings(
     text: str,  # "model__emb_dim=32 refinement__alpha=0.5"
 ) -> dict[str, Any]:
@@ -600,7 +600,7 @@ def parse_settings(
             settings[name] = value
     return settings
 
-# %% ../nbs/07_recommender.ipynb #c057
+# %% ../nbs/07_recommender.ipynb #c058
 @call_parse
 def cs_run(
     data: str = "",  # demo, synthetic, a folder or a MovieLens zip; default: $CORRECT_SMOOTH_DATA, else demo
