@@ -75,6 +75,20 @@ def corating_knn(
     return _product_knn(rows, min(k, n_items - 1), n_threads)
 
 # %% ../nbs/02_graph.ipynb #c015
+def _edge_weights(edges: pd.DataFrame) -> np.ndarray:
+    "Weight of each edge, 0 or more; 1 where there is no such column."
+    weight = as_numbers(edges.get("weight", pd.Series(1.0, edges.index))).to_numpy(np.float32)
+    bad = ~(weight >= 0)
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        raise InputError(
+            f"weight of edge {edges['source'].iloc[at]} -> {edges['target'].iloc[at]} "
+            f"(row {edges.index[at]}) is '{edges['weight'].iloc[at]}'; "
+            f"weights must be 0 or more ({int(bad.sum())} are not)"
+        )
+    return weight
+
+
 def edge_graph(
     edges: pd.DataFrame,  # source, target and perhaps weight, by external id
     items: pd.Index,  # the catalogue: item id at each position
@@ -86,15 +100,7 @@ def edge_graph(
         raise InputError(
             f"edges lack the column {', '.join(absent)}; found: {', '.join(map(str, edges.columns))}"
         )
-    weight = as_numbers(edges.get("weight", pd.Series(1.0, edges.index))).to_numpy(np.float32)
-    bad = ~(weight >= 0)
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
-        raise InputError(
-            f"weight of edge {edges['source'].iloc[at]} -> {edges['target'].iloc[at]} "
-            f"(row {edges.index[at]}) is '{edges['weight'].iloc[at]}'; "
-            f"weights must be 0 or more ({int(bad.sum())} are not)"
-        )
+    weight = _edge_weights(edges)
     source, target = (items.get_indexer(pd.Index(edges[o])) for o in ("source", "target"))
     known, loop = (source >= 0) & (target >= 0), source == target
     use = known & ~loop & (weight > 0)

@@ -563,14 +563,15 @@ def run(
         judged = recommender.evaluate(test_part)
     with stage("recommend"):
         recommended = recommender.recommend(n=n)
-    with stage("write"), write_beside(out, RESULT_FILES) as fresh:
-        recommended.to_csv(fresh / "recommendations.csv", index=False, float_format="%.6g")
-        judged.users.to_csv(fresh / "per_user_metrics.csv", index=False)
-        judged.predictions.to_parquet(fresh / "predictions.parquet", index=False)
-        (fresh / "figures").mkdir()
-        for name, figure in figures(judged).items():
-            figure.savefig(fresh / "figures" / f"{name}.png", dpi=150)
-        recommender.save(fresh / "model")
+    with write_beside(out, RESULT_FILES) as fresh:
+        with stage("write"):
+            recommended.to_csv(fresh / "recommendations.csv", index=False, float_format="%.6g")
+            judged.users.to_csv(fresh / "per_user_metrics.csv", index=False)
+            judged.predictions.to_parquet(fresh / "predictions.parquet", index=False)
+            (fresh / "figures").mkdir()
+            for name, figure in figures(judged).items():
+                figure.savefig(fresh / "figures" / f"{name}.png", dpi=150)
+            recommender.save(fresh / "model")
         told = summary(recommender, data, judged, seconds)
         (fresh / "summary.json").write_text(json.dumps(told, indent=1))
     return told

@@ -157,6 +157,32 @@ class Trained:
     epochs: int  # of training behind these weights
 
 
+class _Best:
+    "The best epoch so far, and its weights."
+
+    def __init__(self, patience: int):
+        self.patience, self.epoch, self.loss = patience, 0, np.inf
+        self.weights: dict[str, torch.Tensor] | None = None
+
+    def see(self, epoch: int, loss: float, model: ItemUserModel) -> bool:
+        "Take note of an epoch; True when patience has run out. Without validation (nan) the last is best."
+        if np.isnan(loss):
+            self.epoch = epoch
+        elif loss < self.loss:
+            self.epoch, self.loss = epoch, loss
+            self.weights = {k: o.detach().clone() for k, o in model.state_dict().items()}
+        return epoch - self.epoch >= self.patience
+
+
+def _start(
+    X: sparse.csr_matrix, pairs: Interactions, model_config: ModelConfig, config: TrainConfig
+) -> tuple[ItemUserModel, torch.optim.Optimizer]:
+    "A fresh model and its optimizer."
+    model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], model_config).to(config.device)
+    rate, decay = config.learning_rate, config.weight_decay
+    return model, torch.optim.Adam(model.parameters(), rate, weight_decay=decay, fused=True)
+
+
 def train(
     X: sparse.csr_matrix,  # (n_items, n_features) the catalogue
     pairs: Interactions,  # to learn from
@@ -169,42 +195,28 @@ def train(
     "Train on all users at once, with early stopping where there are validation ratings."
     if not len(pairs):
         raise InputError("there are no ratings to train on")
-    rng = generator(seed)
+    rng, history, best = generator(seed), [], _Best(config.patience)
+    aim = targets(pairs, config.target)
+    valid_aim = None if valid is None else targets(valid, config.target, pairs)
+    quiet = {} if progress else {"disable": True}  # left unset, the variable TQDM_DISABLE has its say
     with torch.random.fork_rng(devices=[] if config.device == "cpu" else None):
         torch.manual_seed(seed)
-        model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], model_config).to(config.device)
-        optimizer = torch.optim.Adam(
-            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        aim, valid_aim = (
-            targets(pairs, config.target),
-            None if valid is None else targets(valid, config.target, pairs),
-        )
-        history: list[dict[str, float]] = []
-        best, best_loss, best_weights = 0, np.inf, None
-        quiet = {} if progress else {"disable": True}  # left unset, the variable TQDM_DISABLE has its say
+        model, optimizer = _start(X, pairs, model_config, config)
         bar = tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, **quiet)
         for epoch in bar:
-            row = {
-                "train_loss": train_epoch(model, X, pairs, aim, optimizer, config, rng),
-                "valid_loss": np.nan,
-            }
-            if valid is not None and valid_aim is not None:
-                row["valid_loss"] = mean_loss(model, X, valid, valid_aim, config)
-            if not np.isfinite(row["train_loss"]):
-                raise InputError(
-                    f"training diverged in epoch {epoch + 1}; "
-                    f"use a smaller learning_rate, now {config.learning_rate}"
-                )
-            history.append(row)
-            bar.set_postfix({k: f"{v:.4f}" for k, v in row.items()})
-            if valid is None or row["valid_loss"] < best_loss:
-                best, best_loss = epoch, row["valid_loss"]
-                if valid is not None:
-                    best_weights = {k: o.detach().clone() for k, o in model.state_dict().items()}
-            elif epoch - best >= config.patience:
+            loss = train_epoch(model, X, pairs, aim, optimizer, config, rng)
+            if not np.isfinite(loss):
+                raise InputError(f"training diverged in epoch {epoch + 1}; use a smaller learning_rate")
+            held = (
+                np.nan
+                if valid is None or valid_aim is None
+                else mean_loss(model, X, valid, valid_aim, config)
+            )
+            history.append({"train_loss": loss, "valid_loss": held})
+            bar.set_postfix(train=f"{loss:.4f}", valid=f"{held:.4f}")
+            if best.see(epoch, held, model):
                 bar.close()
                 break
-        if best_weights is not None:
-            model.load_state_dict(best_weights)
-    return Trained(model.eval(), pd.DataFrame(history), best + 1)
+    if best.weights is not None:
+        model.load_state_dict(best.weights)
+    return Trained(model.eval(), pd.DataFrame(history), best.epoch + 1)
