@@ -65,7 +65,7 @@ def neighbour_residual(
     E: sparse.csc_matrix,  # (n_items, m) residual
     near: sparse.csr_matrix,  # (n_items, n_items) similarities, A + I
     shrinkage: float,  # lambda, in units of similarity
-) -> sparse.csc_matrix:  # (n_items, m), stored where a labelled neighbour exists
+) -> sparse.csc_matrix:  # (n_items, m), nothing stored where no neighbour is labelled
     "Residual averaged over labelled neighbours, shrunk towards 0."
     labelled = sparse.csc_matrix((np.ones(len(E.data), np.float32), E.indices, E.indptr), shape=E.shape)
     share = sparse.csc_matrix(near @ labelled)

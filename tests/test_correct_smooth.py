@@ -252,7 +252,7 @@ def test_one_labelled_neighbour_hands_its_residual_on(weight, error, shrinkage):
     near = sparse.csr_matrix(np.array([[1, 0, 0], [weight, 1, 0], [0, 0, 1]], np.float32))
     E = sparse.csc_matrix((np.array([error], np.float32), ([0], [0])), shape=(3, 1))
     plainly = neighbour_residual(E, near, 0)
-    assert sorted(plainly.indices) == [0, 1]  # the third film has no labelled neighbour
+    assert 2 not in plainly.indices  # the third film has no labelled neighbour
     assert_allclose(plainly.toarray()[:2, 0], np.float32(error), rtol=1e-6, atol=1e-30)
     shrunk = neighbour_residual(E, near, shrinkage).toarray()[:, 0]
     share = np.array([1 / (1 + shrinkage), weight / (weight + shrinkage), 0])

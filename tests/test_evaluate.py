@@ -193,7 +193,9 @@ def test_an_equal_change_for_everybody_has_no_width():
     x = pd.DataFrame(0.5, range(20), list(METRICS))
     found = compare(x, x + 0.25, resamples=50)
     assert_allclose(found[["delta", "low", "high"]], 0.25)
-    assert (found["better"] == 1).all() and (found["p_value"] < 0.001).all()
+    gained = found.index != "log_loss"  # where more is worse
+    assert (found["better"] == gained).all() and (found["worse"] == ~gained).all()
+    assert (found["p_value"] < 0.001).all()
 
 
 def test_comparing_needs_the_same_users():
