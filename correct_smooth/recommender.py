@@ -248,7 +248,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         watched, final = self._train(X, data)
         self.history_, self.epochs_ = watched.history, final.epochs
         self.dropped_ = {k: v for k, v in dropped.items() if v}  # edges left out, and why
-        return self._keep(data, features, A, final.model)
+        return self._keep(data, features, X, A, final.model)
 
     def _train(self, X: sparse.csr_matrix, data: MovieData) -> tuple[Trained, Trained]:
         "The run that was watched, and the final one, on all ratings for as many epochs."
@@ -267,13 +267,18 @@ class CorrectSmoothRecommender(BaseEstimator):
         return watched, train(X, pairs, None, self.model, config, self.seed, self.progress)
 
     def _keep(
-        self, data: MovieData, features: MovieFeatures, A: sparse.csr_matrix, model: ItemUserModel
+        self,
+        data: MovieData,
+        features: MovieFeatures,
+        X: sparse.csr_matrix,
+        A: sparse.csr_matrix,
+        model: ItemUserModel,
     ) -> "CorrectSmoothRecommender":
         "Set out what scoring needs; behind the known users stands the mean user, for strangers."
         pairs = index_ratings(data)
         self.data_, self.features_, self.A_, self.model_ = data, features, A, model
         self.users_, self.items_ = pairs.users, pairs.items
-        e = embeddings(model, features.transform(data.movies))
+        e = embeddings(model, X)
         U, b = np.vstack([e.U, e.U.mean(axis=0)]), np.append(e.b, e.b.mean())
         shape = (len(pairs.items), len(pairs.users) + 1)
         self._scorer = Scorer(
@@ -420,7 +425,7 @@ def _restored(
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     A = sparse.csr_matrix(sparse.load_npz(folder / "graph.npz"))
     A.check_format(full_check=True)  # an index out of range would be read from memory that is not ours
-    return self._keep(data, features, A, model)
+    return self._keep(data, features, features.transform(data.movies), A, model)
 
 # %% ../nbs/07_recommender.ipynb #c041
 PRESETS: dict[str, dict[str, Any]] = {
