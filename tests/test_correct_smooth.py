@@ -9,15 +9,22 @@ from scipy import sparse
 
 from correct_smooth.correct_smooth import (
     RULES,
+    SCALES,
+    SMOOTHINGS,
     CorrectAndSmooth,
     Scorer,
+    cells,
     correct,
     label_matrix,
     neighbour_residual,
     operators,
+    propagate,
     refine,
     residual,
     smooth,
+    smooth_labels,
+    spread_residual,
+    trust,
     user_blocks,
 )
 from correct_smooth.data import InputError
@@ -49,8 +56,15 @@ def worlds(draw):
 CONFIGS = st.builds(
     CorrectAndSmooth,
     rule=st.sampled_from(RULES),
-    alpha=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    alpha=st.sampled_from([0.0, 0.3, 0.8, 1.0, 1.5]),
+    half_trust=st.sampled_from([0.0, 2.0]),
     shrinkage=st.sampled_from([0.0, 0.5, 3.0]),
+    spread=st.sampled_from([0.0, 0.5, 1.0]),
+    steps=st.integers(0, 3),
+    scale=st.sampled_from(("fixed", "user")),  # film has jumps at 0 and 1/1000: see below and test_pyg
+    spread_normalisation=st.sampled_from(NORMALISATIONS),
+    smoothing=st.sampled_from(SMOOTHINGS),
+    keep_labels=st.booleans(),
     beta=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     T=st.integers(0, 3),
     normalisation=st.sampled_from(NORMALISATIONS),
@@ -73,17 +87,41 @@ def dense_normalise(A, how):
     return A / (degree if how == "column" else degree[:, None])
 
 
+def plain_diffusion(A, error, known, config):
+    "Residuals spread one step after the other, in float64."
+    S, start = dense_normalise(A, config.spread_normalisation), np.where(known, error, 0)
+    R = start.copy()
+    for _ in range(config.steps):
+        R = config.spread * S @ R + (1 - config.spread) * start
+        R = np.where(known, error, R) if config.scale == "fixed" else np.clip(R, -1, 1)
+    if config.scale == "user" and np.abs(R).sum() > 0:
+        gamma = np.abs(error[known]).mean() / np.abs(R[R != 0]).mean()
+        R = R * (gamma if gamma <= 1000 else 1)
+    return R
+
+
 def plain(A, z, known, y, config):
     "One user, one film after the other, in float64."
     z, n, S = z.astype(np.float64), len(z), dense_normalise(A, config.normalisation)
     error, near, moved = y - z, A + np.eye(n), z.copy()
+    labels = known.sum()
+    alpha = config.alpha * labels / (labels + config.half_trust) if labels else 0
     for i in range(n):
         if config.rule == "own" and known[i]:
-            moved[i] += config.alpha * error[i]
+            moved[i] += alpha * error[i]
         if config.rule == "neighbours" and (total := near[i, known].sum()) > 0:
-            moved[i] += config.alpha * near[i, known] @ error[known] / (config.shrinkage + total)
+            moved[i] += alpha * near[i, known] @ error[known] / (config.shrinkage + total)
+    if config.rule == "diffusion":
+        moved += alpha * plain_diffusion(A, error, known, config)
+    start = np.where(known, y, moved)
+    if config.smoothing == "labels" and config.T:
+        moved = start.copy()
     for _ in range(config.T):
-        moved = (1 - config.beta) * moved + config.beta * S @ moved
+        if config.smoothing == "scores":
+            moved = (1 - config.beta) * moved + config.beta * S @ moved
+        else:
+            moved = np.clip((1 - config.beta) * start + config.beta * S @ moved, 0, 1)
+            moved = np.where(known & config.keep_labels, y, moved)
     return np.clip(moved, 0, 1)
 
 
@@ -116,7 +154,8 @@ def test_nothing_handed_in_is_changed(world, config):
     "Scores, labels and graph are the same after refining."
     A, Z, known, Y = world
     labels, graph = marked(known, Y), operators(A, config)
-    held = [Z, A.data, A.indices, labels.data, labels.indices, graph.near.data, graph.S.data]
+    held = [Z, A.data, A.indices, labels.data, labels.indices]
+    held += [graph.near.data, graph.S.data, graph.D.data]
     before = [o.copy() for o in held]
     refine(Z, labels, graph, config)
     for now, then in zip(held, before, strict=True):
@@ -143,6 +182,8 @@ def test_without_labels_only_smoothing_is_left(world, rule, shrinkage):
         graph = operators(A, config)
         wanted = Z if T == 0 else np.clip(smooth(Z, graph.S, config.beta, T), 0, 1)
         assert_array_equal(refine(Z, none, graph, config), wanted)
+        by_labels = CorrectAndSmooth(rule, smoothing="labels", T=T)
+        assert_allclose(refine(Z, none, graph, by_labels), propagate(Z, graph.S, 0.5, T), rtol=0, atol=1e-6)
 
 
 @SOME
@@ -219,6 +260,91 @@ def test_residual_is_label_minus_score(world):
     E = residual(Z, marked(known, Y))
     assert E.nnz == known.sum()
     assert_allclose(E.toarray(), np.where(known, Y - Z, 0), rtol=0, atol=1e-7)
+
+
+@SOME
+@given(worlds())
+def test_held_residuals_put_the_labels_in(world):
+    "With a fixed scale and full trust, however far the residual is spread, labelled films score their label."
+    A, Z, known, Y = world
+    config = CorrectAndSmooth("diffusion", spread=0.7, steps=4)
+    found = refine(Z, marked(known, Y), operators(A, config), config)
+    assert_allclose(found[known], Y[known], rtol=0, atol=1e-6)
+
+
+@SOME
+@given(worlds(), st.sampled_from(SCALES), st.integers(0, 4))
+def test_film_scale_knows_two_sizes(world, scale, steps):
+    "Autoscale moves every film by the mean error or not at all; other scales stay finite too."
+    A, Z, known, Y = world
+    E = residual(Z, marked(known, Y))
+    R = spread_residual(E, normalise(A, "symmetric"), 0.8, steps, scale)
+    assert R.shape == Z.shape and np.isfinite(R).all()
+    if scale == "film":
+        for u in range(Z.shape[1]):
+            sigma = np.abs(E[:, [u]].data).mean() if E[:, [u]].nnz else 0
+            moved = np.abs(R[:, u])
+            assert ((moved < sigma / 1000 + 1e-6) | np.isclose(moved, sigma, rtol=1e-4)).all()
+
+
+@SOME
+@given(worlds(), st.floats(0, 0.9), st.sampled_from(NORMALISATIONS))
+def test_many_steps_reach_the_closed_form(world, alpha, how):
+    "Without a clamp, spreading comes to rest at (1 - alpha) (I - alpha S)^-1 X0."
+    A, Z, _, _ = world
+    A = A.maximum(A.T)  # eigenvalues of S within 1, whatever the normalisation
+    S = normalise(sparse.csr_matrix(A), how)
+    rest = (1 - alpha) * np.linalg.solve(np.eye(len(Z)) - alpha * S.toarray().astype(np.float64), Z)
+    assert_allclose(propagate(Z, S, alpha, 300), rest, rtol=0, atol=2e-4)
+
+
+@SOME
+@given(worlds(), st.floats(-2, 2), st.sampled_from(["fixed", "own", "neighbours"]))
+def test_corrections_are_linear_in_the_residual(world, a, which):
+    "Where nothing is clamped or rescaled, a times the residual gives a times the correction."
+    A, Z, known, Y = world
+    E = residual(Z, marked(known, Y))
+    graph = operators(A, CorrectAndSmooth())
+
+    def R(E):
+        if which == "fixed":
+            return spread_residual(E, graph.D, 0.6, 3)
+        return neighbour_residual(E, graph.near, 1.0).toarray() if which == "neighbours" else E.toarray()
+
+    assert_allclose(R(np.float32(a) * E), np.float32(a) * R(E), rtol=1e-4, atol=1e-5)
+
+
+@SOME
+@given(worlds(), st.floats(0, 1), st.integers(1, 4), st.booleans())
+def test_smoothing_labels_stays_in_bounds(world, beta, T, keep):
+    "Label smoothing stays between 0 and 1, keeps equal scores, and kept labels are labels."
+    A, Z, known, Y = world
+    S = normalise(A)
+    found = smooth_labels(Z, marked(known, Y), S, beta, T, keep)
+    assert found.min() >= 0 and found.max() <= 1
+    if keep:
+        assert_array_equal(found[known], Y[known])
+    same = np.full_like(Z, 0.3)
+    assert_allclose(smooth_labels(same, marked(known, same), S, beta, T, keep), same, rtol=0, atol=1e-5)
+
+
+@SOME
+@given(st.integers(0, 1000), st.floats(0, 2), st.floats(0, 500))
+def test_trust_grows_with_labels(n, alpha, half):
+    "More labels, never less trust; never more than alpha; at nu labels half of it."
+    found = trust(np.array([n, n + 1]), alpha, half)
+    assert 0 <= found[0] <= found[1] * (1 + 1e-6) and found[1] <= alpha * (1 + 1e-6)
+    if half >= 1:
+        assert_allclose(trust(np.array([half]), alpha, half), alpha / 2, rtol=1e-5, atol=1e-30)
+
+
+@SOME
+@given(worlds())
+def test_cells_are_in_the_order_of_the_data(world):
+    "Dense entries at the cells are the stored data."
+    _, Z, known, Y = world
+    labels = marked(known, Y + 1)
+    assert_array_equal(labels.toarray()[cells(labels)], labels.data)
 
 
 @SOME
@@ -329,7 +455,13 @@ def test_blocks_hold_each_user_once_and_fit(n_users, n_items, megabytes):
     [
         ("rule", "other"),
         ("alpha", -0.1),
-        ("alpha", 1.1),
+        ("alpha", 101),
+        ("half_trust", -1),
+        ("spread", 1.5),
+        ("steps", 0.5),
+        ("scale", "auto"),
+        ("smoothing", "both"),
+        ("keep_labels", 2),
         ("alpha", float("nan")),
         ("shrinkage", -1),
         ("beta", 2),
