@@ -181,7 +181,7 @@ class CorrectAndSmooth:
     half_trust: float = 0.0  # nu, labels at which a user's trust is half of alpha
     shrinkage: float = 3.0  # lambda of the neighbours' rule: similarity that moves a score half way
     spread: float = 0.8  # diffusion: share taken from the neighbours in a step
-    steps: int = 20  # diffusion: steps
+    steps: int = 10  # diffusion: steps
     scale: str = "fixed"  # diffusion: one of SCALES
     spread_normalisation: str = "symmetric"  # diffusion: of its graph, one of NORMALISATIONS
     smoothing: str = "scores"  # one of SMOOTHINGS
