@@ -13,7 +13,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
 from .correct_smooth import CorrectAndSmooth, Scorer, label_matrix, operators
 from correct_smooth.data import (
@@ -65,8 +66,8 @@ from correct_smooth.features import (
     features_from_state,
     features_state,
 )
-from .graph import GraphConfig, film_graph, edge_graph, read_edges, symmetrise
-from .model import Embeddings, ItemUserModel, ModelConfig, embeddings
+from .graph import GraphConfig, film_graph, edge_graph, normalise, read_edges, symmetrise
+from .model import ItemUserModel, ModelConfig, average, embeddings
 from .train import TrainConfig, Trained, targets, train
 
 # %% ../nbs/07_recommender.ipynb #c005
@@ -167,7 +168,7 @@ def evaluation(
     )
 
 # %% ../nbs/07_recommender.ipynb #c017
-FORMAT = 1  # of saved models
+FORMAT = 2  # of saved models; in 1 the weights had no number of the model before their names
 MODEL_FILES = (
     "model.json", "weights.safetensors", "graph.npz",
     "movies.parquet", "ratings.parquet", "thresholds.parquet",
@@ -198,13 +199,14 @@ class CorrectSmoothRecommender(BaseEstimator):
         refinement: CorrectAndSmooth = CorrectAndSmooth(),
         labels: str = "train",  # whose ratings set each user's standard in `cs_run`: train, or all (leaks)
         validation: float = 0.1,  # share of training ratings to stop by; 0 trains for all epochs at once
+        ensemble: int = 1,  # models to train, from as many seeds, and average
         seed: int = 0,
         progress: bool = True,  # show bars
     ):
         self.features = MovieFeatures() if features is None else features
         self.graph, self.model, self.training = graph, model, training
         self.refinement, self.labels, self.validation = refinement, labels, validation
-        self.seed, self.progress = seed, progress
+        self.ensemble, self.seed, self.progress = ensemble, seed, progress
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         "Settings by name; nested ones as stage__setting."
@@ -235,36 +237,48 @@ class CorrectSmoothRecommender(BaseEstimator):
         if not len(data.ratings):
             raise InputError("there are no ratings to learn from")
         check_number("validation", self.validation, 0, 0.9)
+        check_number("ensemble", self.ensemble, 1, 1000, whole=True)
         check_choice("labels", self.labels, LABEL_RULES)
         generator(self.seed)  # refused now rather than after the features
         dropped: dict[str, int] = {}
         features = clone(self.features).fit(data.movies)
         X = features.transform(data.movies)
-        if edges is None:
-            A = film_graph(X, features.blocks_, index_ratings(data), self.graph)
-        else:
-            A = edge_graph(edges, data.movies.index, dropped)
-            A = symmetrise(A) if self.graph.symmetrise else A
-        watched, final = self._train(X, data)
-        self.history_, self.epochs_ = watched.history, final.epochs
-        self.dropped_ = {k: v for k, v in dropped.items() if v}  # edges left out, and why
-        return self._keep(data, features, X, A, final.model)
+        own = None if edges is None else edge_graph(edges, data.movies.index, dropped)
 
-    def _train(self, X: sparse.csr_matrix, data: MovieData) -> tuple[Trained, Trained]:
-        "The run that was watched, and the final one, on all ratings for as many epochs."
-        pairs, config = index_ratings(data), self.training
+        def graph(part: MovieData) -> sparse.csr_matrix:
+            if own is None:
+                return film_graph(X, features.blocks_, index_ratings(part), self.graph)
+            return symmetrise(own) if self.graph.symmetrise else own
+
+        A = graph(data)
+        watched, final = self._train(X, data, A, graph)
+        self.history_, self.epochs_ = watched.history, final[0].epochs
+        self.dropped_ = {k: v for k, v in dropped.items() if v}  # edges left out, and why
+        return self._keep(data, features, X, A, [o.model for o in final])
+
+    def _train(
+        self,
+        X: sparse.csr_matrix,
+        data: MovieData,
+        A: sparse.csr_matrix,
+        graph: Callable[[MovieData], sparse.csr_matrix],  # the graph that some ratings give
+    ) -> tuple[Trained, list[Trained]]:
+        "The run that was watched, and the final ones, on all ratings for as many epochs."
+        pairs, S, watched = index_ratings(data), normalise(A), None
         hidden = (
             holdout(data.ratings, self.validation, self.seed)
             if self.validation
             else np.zeros(len(pairs), bool)
         )
-        if not hidden.any():
-            done = train(X, pairs, None, self.model, config, self.seed, self.progress)
-            return done, done
-        inner, valid = (index_ratings(o, pairs.users) for o in split(data, hidden))
-        watched = train(X, inner, valid, self.model, config, self.seed, self.progress)
-        config = replace(config, epochs=watched.epochs)
-        return watched, train(X, pairs, None, self.model, config, self.seed, self.progress)
+        if hidden.any():
+            kept, rest = split(data, hidden)
+            seen = normalise(graph(kept)) if self.model.encoder == "sage" else None
+            inner, valid = (index_ratings(o, pairs.users) for o in (kept, rest))
+            watched = train(X, inner, valid, self.model, self.training, self.seed, self.progress, seen)
+        stop = None if watched is None else watched.epochs
+        seeds = range(self.seed, self.seed + self.ensemble)
+        final = [train(X, pairs, None, self.model, self.training, o, self.progress, S, stop) for o in seeds]
+        return watched or final[0], final
 
     def _keep(
         self,
@@ -272,17 +286,15 @@ class CorrectSmoothRecommender(BaseEstimator):
         features: MovieFeatures,
         X: sparse.csr_matrix,
         A: sparse.csr_matrix,
-        model: ItemUserModel,
+        models: list[ItemUserModel],  # one, or the members of an ensemble
     ) -> "CorrectSmoothRecommender":
         "Set out what scoring needs; behind the known users stands the mean user, for strangers."
-        pairs = index_ratings(data)
-        self.data_, self.features_, self.A_, self.model_ = data, features, A, model
+        pairs, S = index_ratings(data), normalise(A)
+        self.data_, self.features_, self.A_, self.models_ = data, features, A, models
         self.users_, self.items_ = pairs.users, pairs.items
-        e = embeddings(model, X)
-        U, b = np.vstack([e.U, e.U.mean(axis=0)]), np.append(e.b, e.b.mean())
         shape = (len(pairs.items), len(pairs.users) + 1)
         self._scorer = Scorer(
-            Embeddings(e.H, e.c, U, b),
+            average([embeddings(o, X, S) for o in models]).with_mean_user(),
             label_matrix(pairs.user, pairs.item, targets(pairs, self.training.target), shape),
             operators(A, self.refinement),
             self.refinement,
@@ -365,7 +377,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         settings = {o: stage_settings(v) or v for o, v in self.get_params(deep=False).items()}
         settings["features"] = features_state(self.features_)
         thresholds = pd.Series(dtype=float) if self.data_.thresholds is None else self.data_.thresholds
-        weights = {k: v.contiguous() for k, v in self.model_.state_dict().items()}
+        weights = {k: v.contiguous() for k, v in nn.ModuleList(self.models_).state_dict().items()}
         with write_beside(folder, MODEL_FILES) as fresh:
             save_file(weights, fresh / "weights.safetensors")
             sparse.save_npz(fresh / "graph.npz", self.A_)
@@ -414,20 +426,21 @@ def _restored(
     settings = about["settings"]
     stages = {o: stage_from_json(kind, settings[o]) for o, kind in STAGES.items()}
     features = features_from_state(settings["features"])
-    plain = {o: settings[o] for o in ("labels", "validation", "seed", "progress")}
+    plain = {o: settings[o] for o in ("labels", "validation", "ensemble", "seed", "progress")}
     self = cls(features=clone(features), **stages, **plain)
     movies, ratings = (pd.read_parquet(folder / f"{o}.parquet") for o in ("movies", "ratings"))
     data = movie_data(movies, ratings, about["name"])
     thresholds = pd.read_parquet(folder / "thresholds.parquet").set_index("user_id")["threshold"]
     data = replace(data, thresholds=thresholds if len(thresholds) else None)
-    n_features = len(features.get_feature_names_out())
-    model = ItemUserModel(n_features, data.ratings["user_id"].nunique(), len(data.movies), self.model).eval()
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    size = len(features.get_feature_names_out()), data.ratings["user_id"].nunique(), len(data.movies)
+    check_number("ensemble", self.ensemble, 1, 1000, whole=True)
+    models = [ItemUserModel(*size, self.model).eval() for _ in range(self.ensemble)]
+    nn.ModuleList(models).load_state_dict(load_file(folder / "weights.safetensors"))
     A = sparse.csr_matrix(sparse.load_npz(folder / "graph.npz"))
     A.check_format(full_check=True)  # an index out of range would be read from memory that is not ours
-    return self._keep(data, features, features.transform(data.movies), A, model)
+    return self._keep(data, features, features.transform(data.movies), A, models)
 
-# %% ../nbs/07_recommender.ipynb #c041
+# %% ../nbs/07_recommender.ipynb #c043
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "original": {
@@ -455,7 +468,7 @@ def from_preset(
         raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return clone(CorrectSmoothRecommender(**PRESETS[name])).set_params(**settings)
 
-# %% ../nbs/07_recommender.ipynb #c044
+# %% ../nbs/07_recommender.ipynb #c046
 def summary(
     recommender: CorrectSmoothRecommender,  # fitted
     data: MovieData,  # before the split
@@ -480,7 +493,7 @@ def summary(
         "versions": {"python": platform.python_version(), **{o: version(o) for o in packages}},
     }
 
-# %% ../nbs/07_recommender.ipynb #c045
+# %% ../nbs/07_recommender.ipynb #c047
 FIGURES = {"gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2), "metrics": (7.0, 3.5)}
 
 
@@ -498,7 +511,7 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     plot_metrics(judged.result, axes["metrics"])
     return out
 
-# %% ../nbs/07_recommender.ipynb #c048
+# %% ../nbs/07_recommender.ipynb #c050
 def report(told: dict[str, Any]) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
@@ -521,7 +534,7 @@ def report(told: dict[str, Any]) -> str:
         ]
     )
 
-# %% ../nbs/07_recommender.ipynb #c050
+# %% ../nbs/07_recommender.ipynb #c052
 RESULT_FILES = (
     "summary.json", "per_user_metrics.csv", "predictions.parquet", "recommendations.csv", "figures", "model",
 )  # fmt: skip
@@ -537,7 +550,7 @@ def check_judgeable(test: MovieData) -> None:
             "so nothing can be measured; hold out a larger share, or bring more ratings"
         )
 
-# %% ../nbs/07_recommender.ipynb #c052
+# %% ../nbs/07_recommender.ipynb #c054
 def run(
     source: str | Path | None = None,  # as for `load_data`
     out: str | Path = "cs_results",  # folder for the results; an earlier result in it is replaced
@@ -581,7 +594,7 @@ def run(
         (fresh / "summary.json").write_text(json.dumps(told, indent=1))
     return told
 
-# %% ../nbs/07_recommender.ipynb #c055
+# %% ../nbs/07_recommender.ipynb #c057
 def parse_settings(
     text: str,  # "model__emb_dim=32 refinement__alpha=0.5"
 ) -> dict[str, Any]:
@@ -606,7 +619,7 @@ def parse_settings(
             settings[name] = value
     return settings
 
-# %% ../nbs/07_recommender.ipynb #c058
+# %% ../nbs/07_recommender.ipynb #c060
 @call_parse
 def cs_run(
     data: str = "",  # demo, synthetic, a folder or a MovieLens zip; default: $CORRECT_SMOOTH_DATA, else demo

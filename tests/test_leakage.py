@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from torch import nn
 
 from correct_smooth.correct_smooth import CorrectAndSmooth
 from correct_smooth.data import (
@@ -49,7 +50,7 @@ def scrambled(data, hidden):
 
 def assert_same(one, two):
     "Both recommenders are the same, bit for bit: weights, graph, labels, features, what they say."
-    weights, others = one.model_.state_dict(), two.model_.state_dict()
+    weights, others = (nn.ModuleList(o.models_).state_dict() for o in (one, two))
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[o], others[o]) for o in weights)
     X, Y = (o.features_.transform(o.data_.movies) for o in (one, two))
@@ -156,7 +157,7 @@ def test_fitting_twice_gives_the_same(world):
     torch.rand(7)
     assert_same(one, fitted(train))
     other = fitted(train, seed=1)
-    assert not torch.equal(one.model_.user.weight, other.model_.user.weight)
+    assert not torch.equal(one.models_[0].user.weight, other.models_[0].user.weight)
 
 
 def test_fitting_leaves_the_random_numbers_of_others_alone(world):
