@@ -200,6 +200,10 @@ class GraphConfig:
         for block in self.blocks:
             check_choice("feature block of the graph", block, BLOCKS)
 
+    def __str__(self) -> str:
+        content = f"content k={self.k}"
+        return f"{content} + {self.corating:g} x co-rating k={self.corating_k}" if self.corating else content
+
 
 def film_graph(
     X: sparse.csr_matrix,  # (n_items, n_features)

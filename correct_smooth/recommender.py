@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL_FILES', 'STAGES', 'PRESETS', 'FIGURES', 'RESULT_FILES', 'stage_settings', 'with_setting', 'as_list',
-           'top_n', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'CorrectSmoothRecommender',
+           'top_n', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'CorrectSmoothRecommender', 'Tuning',
            'from_preset', 'summary', 'figures', 'report', 'check_judgeable', 'run', 'parse_settings', 'cs_run']
 
 # %% ../nbs/07_recommender.ipynb #c002
@@ -13,8 +13,9 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,7 @@ from correct_smooth.data import (
     check_target,
     generator,
     holdout,
+    Interactions,
     index_ratings,
     load_data,
     movie_data,
@@ -69,6 +71,7 @@ from correct_smooth.features import (
 from .graph import GraphConfig, film_graph, edge_graph, normalise, read_edges, symmetrise
 from .model import ItemUserModel, ModelConfig, average, embeddings
 from .train import TrainConfig, Trained, targets, train
+from .tuning import GRAPHS, Grid, best, tune, user_auc
 
 # %% ../nbs/07_recommender.ipynb #c005
 def stage_settings(stage: Any) -> dict[str, Any]:
@@ -368,6 +371,45 @@ class CorrectSmoothRecommender(BaseEstimator):
         scores.insert(3, "label", own.y.astype(np.int8))
         return evaluation(scores, self.data_.ratings.groupby("user_id").size(), self.seed)
 
+    def with_refinement(
+        self,
+        refinement: CorrectAndSmooth,
+        A: sparse.csr_matrix | None = None,  # another graph as well, (n_items, n_items)
+    ) -> "CorrectSmoothRecommender":
+        "The same trained model with scores refined in another way; nothing is trained again."
+        self._rows([])
+        other = copy(self)
+        other.refinement, other.A_ = refinement, self.A_ if A is None else A
+        ready = operators(other.A_, refinement)
+        other._scorer = replace(self._scorer, config=refinement, graph=ready)
+        return other
+
+    def tune(
+        self,
+        data: MovieData,  # films and training ratings; some are held back here to judge by
+        models: Sequence[dict[str, Any]] = ({},),  # settings of the base model to try, as in `set_params`
+        graphs: Sequence[GraphConfig] = GRAPHS,  # to try, unless `edges` are given
+        grid: Grid = Grid(),  # of refinements to try
+        edges: pd.DataFrame | None = None,  # as for `fit`
+        share: float = 0.2,  # of each user's training ratings to hold back
+    ) -> "Tuning":
+        "Choose model, graph and refinement on validation ratings, and take them as settings."
+        known, held = split(data, holdout(data.ratings, share, self.seed))
+        tried = [clone(self).set_params(**o).fit(known, edges) for o in models]
+        valid = index_ratings(held, tried[0].users_)
+        judged = _compare_models(tried, valid, models)
+        inner = tried[int(judged["roc_auc"].argmax())]
+        if edges is None:
+            X, pairs = inner.features_.transform(data.movies), index_ratings(known)
+            made = {str(o): film_graph(X, inner.features_.blocks_, pairs, o) for o in graphs}
+        else:
+            made = {"edges": inner.A_}
+        table = tune(inner._scorer.model, inner._scorer.labels, made, valid, grid, seed=self.seed)
+        name, refinement = best(table)
+        graph = {str(o): o for o in graphs}.get(name, self.graph)
+        self.set_params(**models[int(judged["roc_auc"].argmax())], graph=graph, refinement=refinement)
+        return Tuning(judged, table)
+
     def save(
         self,
         folder: str | Path,  # replaced as a whole if it holds a model already
@@ -419,6 +461,30 @@ class CorrectSmoothRecommender(BaseEstimator):
                 raise InputError(f"{folder}/model.json is damaged: {error}") from error
 
 # %% ../nbs/07_recommender.ipynb #c022
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    "All that was tried, judged on validation ratings."
+
+    models: pd.DataFrame  # a row a model: settings, roc_auc of its base scores, difference to the first, se
+    refinements: pd.DataFrame  # from `tuning.tune`, on the best of them
+
+
+def _compare_models(
+    tried: list[CorrectSmoothRecommender],  # fitted to the same ratings
+    valid: Interactions,
+    models: Sequence[dict[str, Any]],
+) -> pd.DataFrame:
+    "Base scores of several models on the same validation ratings."
+    scores = np.array([o._scorer.model.pairs(valid.user, valid.item) for o in tried])
+    auc = user_auc(valid.user, valid.y, scores, len(valid.users))
+    auc = auc[:, np.isfinite(auc[0])]
+    more = auc - auc[0]
+    told = [", ".join(f"{k}={v}" for k, v in o.items()) or "as set" for o in models]
+    found = {"roc_auc": auc.mean(axis=1), "difference": more.mean(axis=1)}
+    se = more.std(axis=1) / np.sqrt(auc.shape[1])
+    return pd.DataFrame({"settings": told, **found, "se": se})
+
+# %% ../nbs/07_recommender.ipynb #c024
 def _restored(
     cls: type[CorrectSmoothRecommender], folder: Path, about: dict[str, Any]
 ) -> CorrectSmoothRecommender:
@@ -440,7 +506,7 @@ def _restored(
     A.check_format(full_check=True)  # an index out of range would be read from memory that is not ours
     return self._keep(data, features, features.transform(data.movies), A, models)
 
-# %% ../nbs/07_recommender.ipynb #c043
+# %% ../nbs/07_recommender.ipynb #c047
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "original": {
@@ -468,7 +534,7 @@ def from_preset(
         raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return clone(CorrectSmoothRecommender(**PRESETS[name])).set_params(**settings)
 
-# %% ../nbs/07_recommender.ipynb #c046
+# %% ../nbs/07_recommender.ipynb #c050
 def summary(
     recommender: CorrectSmoothRecommender,  # fitted
     data: MovieData,  # before the split
@@ -493,7 +559,7 @@ def summary(
         "versions": {"python": platform.python_version(), **{o: version(o) for o in packages}},
     }
 
-# %% ../nbs/07_recommender.ipynb #c047
+# %% ../nbs/07_recommender.ipynb #c051
 FIGURES = {"gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2), "metrics": (7.0, 3.5)}
 
 
@@ -511,7 +577,7 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     plot_metrics(judged.result, axes["metrics"])
     return out
 
-# %% ../nbs/07_recommender.ipynb #c050
+# %% ../nbs/07_recommender.ipynb #c054
 def report(told: dict[str, Any]) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
@@ -534,9 +600,10 @@ def report(told: dict[str, Any]) -> str:
         ]
     )
 
-# %% ../nbs/07_recommender.ipynb #c052
+# %% ../nbs/07_recommender.ipynb #c056
 RESULT_FILES = (
     "summary.json", "per_user_metrics.csv", "predictions.parquet", "recommendations.csv", "figures", "model",
+    "tuning.csv",
 )  # fmt: skip
 
 
@@ -550,7 +617,7 @@ def check_judgeable(test: MovieData) -> None:
             "so nothing can be measured; hold out a larger share, or bring more ratings"
         )
 
-# %% ../nbs/07_recommender.ipynb #c054
+# %% ../nbs/07_recommender.ipynb #c058
 def run(
     source: str | Path | None = None,  # as for `load_data`
     out: str | Path = "cs_results",  # folder for the results; an earlier result in it is replaced
@@ -559,6 +626,7 @@ def run(
     edges: str | Path | None = None,  # a graph of yours: .csv, .parquet or .npz
     share: float = 0.2,  # of each user's ratings to hold back and evaluate on
     n: int = 10,  # films to recommend to each user
+    tune: bool = False,  # choose graph and refinement on a part of the training ratings first
 ) -> dict[str, Any]:  # what summary.json holds
     "Load, split, fit, evaluate, recommend, and write it all down."
     recommender = (recommender or CorrectSmoothRecommender()).set_params(seed=seed)
@@ -575,6 +643,10 @@ def run(
         data = load_data(source)
         train_part, test_part = split(data, holdout(data.ratings, share, seed), recommender.labels)
         check_judgeable(test_part)
+    tuning = None
+    if tune:
+        with stage("tune"):
+            tuning = recommender.tune(train_part, edges=table)
     with stage("fit"):
         recommender.fit(train_part, table)
     with stage("evaluate"):
@@ -583,6 +655,8 @@ def run(
         recommended = recommender.recommend(n=n)
     with write_beside(out, RESULT_FILES) as fresh:
         with stage("write"):
+            if tuning is not None:
+                tuning.refinements.to_csv(fresh / "tuning.csv", index=False, float_format="%.6g")
             recommended.to_csv(fresh / "recommendations.csv", index=False, float_format="%.6g")
             judged.users.to_csv(fresh / "per_user_metrics.csv", index=False)
             judged.predictions.to_parquet(fresh / "predictions.parquet", index=False)
@@ -594,7 +668,7 @@ def run(
         (fresh / "summary.json").write_text(json.dumps(told, indent=1))
     return told
 
-# %% ../nbs/07_recommender.ipynb #c057
+# %% ../nbs/07_recommender.ipynb #c061
 def parse_settings(
     text: str,  # "model__emb_dim=32 refinement__alpha=0.5"
 ) -> dict[str, Any]:
@@ -619,7 +693,7 @@ def parse_settings(
             settings[name] = value
     return settings
 
-# %% ../nbs/07_recommender.ipynb #c060
+# %% ../nbs/07_recommender.ipynb #c064
 @call_parse
 def cs_run(
     data: str = "",  # demo, synthetic, a folder or a MovieLens zip; default: $CORRECT_SMOOTH_DATA, else demo
@@ -629,11 +703,12 @@ def cs_run(
     settings: str = "",  # single settings, as in --settings "model__emb_dim=32 refinement__alpha=0.5"
     edges: str = "",  # a film graph of yours: .csv, .parquet or .npz with source, target and weight
     share: float = 0.2,  # share of each user's ratings to hold back and evaluate on
+    tune: bool = False,  # choose graph and refinement on a part of the training ratings first
 ) -> None:
     "Learn from ratings, correct, smooth, measure the gain. Example: cs_run --data ml-25m.zip --out results"
     try:
         recommender = from_preset(preset, **{**parse_settings(settings), "progress": sys.stderr.isatty()})
-        told = run(data or None, out, seed, recommender, edges or None, share)
+        told = run(data or None, out, seed, recommender, edges or None, share, tune=tune)
     except InputError as error:
         print(f"cs_run: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,0 +1,182 @@
+"""Choices made on validation ratings: the fast way against the long way; and the test stays out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+
+from correct_smooth.correct_smooth import CorrectAndSmooth, label_matrix, operators, refine
+from correct_smooth.data import InputError, holdout, index_ratings, split, synthetic_data
+from correct_smooth.evaluate import user_metrics
+from correct_smooth.graph import GraphConfig
+from correct_smooth.model import Embeddings
+from correct_smooth.recommender import CorrectSmoothRecommender, run
+from correct_smooth.train import TrainConfig
+from correct_smooth.tuning import Grid, best, mixing, tune, user_auc
+
+SOME = settings(deadline=None, max_examples=40, database=None)
+SMALL = Grid(shrinkage=(1, 6), alpha=(0.5, 2), half_trust=(0, 5), beta=(0.3,), T=(0, 1, 2), scale=("user",))
+GRAPHS = (GraphConfig(k=5, corating=0), GraphConfig(k=5))
+
+
+def quick(**more):
+    "A recommender that is fitted in a moment."
+    return CorrectSmoothRecommender(
+        training=TrainConfig(epochs=3), graph=GraphConfig(k=5), ensemble=1, progress=False, **more
+    )
+
+
+@SOME
+@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 4), st.booleans())
+def test_auc_of_many_columns_equals_the_metric_of_each(seed, n_users, columns, ties):
+    "Ranks within users give what the evaluation page gives, ties and users without both labels included."
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 60))
+    user, y = rng.integers(0, n_users, n), rng.integers(0, 2, n).astype(np.float32)
+    z = rng.random((columns, n), np.float32)
+    z = np.round(z * 4) / 4 if ties else z
+    found = user_auc(user, y, z, n_users)
+    for s in range(columns):
+        assert_allclose(found[s], user_metrics(user, y, z[s], n_users)["roc_auc"], rtol=0, atol=1e-9)
+
+
+@SOME
+@given(st.floats(0, 1), st.integers(0, 6), st.integers(0, 3))
+def test_mixing_sums_to_one(beta, T, more):
+    "Powers of a row-normalised graph are mixed with weights that sum to one."
+    weights = mixing(beta, T, T + more)
+    assert weights.min() >= 0 and abs(weights.sum() - 1) < 1e-9
+
+
+def world(seed, n_items=30, n_users=12):
+    "A model, labels, a graph, and validation ratings elsewhere than the labels."
+    rng = np.random.default_rng(seed)
+    parts = (rng.normal(0, 1, o).astype(np.float32) for o in ((n_items, 3), n_items, (n_users, 3), n_users))
+    where = rng.random((n_items, n_users))
+    item, user = np.nonzero(where < 0.3)
+    labels = label_matrix(user, item, rng.random(len(user)), where.shape)
+    A = sparse.random(n_items, n_items, 0.2, "csr", np.float32, rng=rng)
+    A.setdiag(0)
+    ratings = pd.DataFrame(np.argwhere(where > 0.6)[:, ::-1], columns=["user_id", "item_id"])
+    data = synthetic_data(n_users, n_items, 200, seed=0)
+    ratings["rating"] = rng.integers(1, 11, len(ratings)) / 2
+    data = replace(data, movies=data.movies.set_axis(range(n_items)), ratings=ratings)
+    return Embeddings(*parts), labels, sparse.csr_matrix(A), index_ratings(data)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_row_is_what_refine_gives(seed):
+    "The linear shortcut agrees with refining each setting by itself."
+    model, labels, A, valid = world(seed)
+    table = tune(model, labels, {"one": A}, valid, SMALL)
+    assert len(table) == 4 * 12
+    Z = model.block(np.arange(labels.shape[1]))
+    for row in table.to_dict("records"):
+        config = CorrectAndSmooth(**{k: v for k, v in row.items() if k in vars(CorrectAndSmooth())})
+        after = refine(Z, labels, operators(A, config), config)[valid.item, valid.user]
+        auc = user_metrics(valid.user, valid.y, after, labels.shape[1])["roc_auc"]
+        assert abs(auc.mean() - row["roc_auc"]) < 0.003  # near ties may fall the other way in rounding
+    best_row = table.loc[table["roc_auc"].idxmax()]
+    name, config = best(table)
+    assert name == "one" and config.alpha == best_row["alpha"] and config.rule == best_row["rule"]
+
+
+def test_fewer_users_are_drawn_from_a_seed():
+    "A sample of users is the same for one seed and enough to judge."
+    model, labels, A, valid = world(0)
+    one, two, other = (tune(model, labels, {"a": A}, valid, SMALL, 5, seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(one, two)
+    assert (one["roc_auc"] != other["roc_auc"]).any()
+
+
+def scrambled(data, hidden):
+    "The same data with other values for hidden ratings."
+    ratings = data.ratings.copy()
+    ratings.loc[hidden, "rating"] = np.random.default_rng(1).choice([0.5, 5.0], hidden.sum())
+    return replace(data, ratings=ratings)
+
+
+def test_choices_never_see_the_test():
+    "No test rating is handed to any fit while tuning, and other test ratings lead to the same choices."
+    data = synthetic_data(60, 80, 1_500, seed=0)
+    hidden = holdout(data.ratings, 0.2, seed=0)
+    given = []
+
+    class Spy(CorrectSmoothRecommender):
+        def fit(self, part, edges=None):
+            given.append(part.ratings)
+            return super().fit(part, edges)
+
+    found = []
+    models = ({}, {"model__emb_dim": 8})
+    for source in (data, scrambled(data, hidden)):
+        spy = Spy(**quick().get_params(deep=False))
+        tuning = spy.tune(split(source, hidden)[0], models, GRAPHS, SMALL)
+        found.append((spy.get_params(deep=False), tuning))
+    secret = data.ratings.loc[hidden, ["user_id", "item_id"]]
+    assert len(given) == 4
+    for ratings in given:
+        assert not len(secret.merge(ratings[["user_id", "item_id"]]))
+    (one, first), (two, second) = found
+    assert all(one[o] == two[o] for o in ("graph", "model", "refinement"))
+    pd.testing.assert_frame_equal(first.models, second.models)
+    pd.testing.assert_frame_equal(first.refinements, second.refinements)
+
+
+def test_the_choice_becomes_the_settings():
+    "After tuning, the recommender holds the best model, graph and refinement, and is not fitted."
+    data = synthetic_data(60, 80, 1_500, seed=0)
+    r = quick()
+    tuning = r.tune(data, ({}, {"model__emb_dim": 4}), GRAPHS, SMALL)
+    name, refinement = best(tuning.refinements)
+    assert (str(r.graph), r.refinement) == (name, refinement)
+    assert r.model.emb_dim == (64, 4)[int(tuning.models["roc_auc"].argmax())]
+    assert tuning.models["difference"][0] == 0 and tuning.models["settings"][0] == "as set"
+    assert not hasattr(r, "data_")
+
+
+def test_your_own_graph_is_tuned_too(tmp_path):
+    "With edges there is one graph, and it stays the user's; the table is written with the results."
+    data = synthetic_data(60, 80, 1_500, seed=0)
+    films = data.movies.index.to_numpy()
+    edges = pd.DataFrame({"source": films[:-1], "target": films[1:]})
+    r = quick()
+    tuning = r.tune(data, grid=SMALL, edges=edges)
+    assert set(tuning.refinements["graph"]) == {"edges"} and r.graph == quick().graph
+    edges.to_csv(tmp_path / "edges.csv", index=False)
+    data_folder = tmp_path / "data"
+    from correct_smooth.data import write_tables
+
+    write_tables(data, data_folder)
+    told = run(data_folder, tmp_path / "out", recommender=quick(), edges=tmp_path / "edges.csv", tune=True)
+    assert "tune" in told["seconds"]
+    assert set(pd.read_csv(tmp_path / "out" / "tuning.csv")["graph"]) == {"edges"}
+
+
+def test_another_refinement_leaves_the_first_alone():
+    "with_refinement shares the model and changes only what is refined."
+    data = synthetic_data(60, 80, 1_500, seed=0)
+    r = quick().fit(data)
+    before = r.recommend()
+    other = r.with_refinement(CorrectAndSmooth(alpha=0))
+    pd.testing.assert_frame_equal(r.recommend(), before)
+    user, item = data.ratings["user_id"][:50], data.ratings["item_id"][:50]
+    found = other.predict(user, item)
+    assert_array_equal(found["base"], found["refined"])
+    assert_array_equal(found["base"], r.predict(user, item)["base"])
+    empty = sparse.csr_matrix(r.A_.shape, dtype=np.float32)
+    alone = r.with_refinement(CorrectAndSmooth("neighbours"), empty).recommend(exclude_seen=True)
+    assert_array_equal(alone["base"], alone["refined"])  # no neighbours, and nothing seen among them
+
+
+def test_nothing_to_judge_by_is_an_error():
+    "Validation ratings that are all liked, or none, settle nothing."
+    model, labels, A, valid = world(0)
+    same = replace(valid, y=np.ones_like(valid.y))
+    with pytest.raises(InputError, match="no user has both a liked and another film"):
+        tune(model, labels, {"one": A}, same, SMALL)
