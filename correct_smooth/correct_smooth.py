@@ -177,7 +177,7 @@ class CorrectAndSmooth:
     "How scores are corrected and smoothed."
 
     rule: str = "neighbours"  # one of RULES
-    alpha: float = 1.0  # trust in the correction; above 1 it is made larger
+    alpha: float = 1.5  # trust in the correction; above 1 it is made larger
     half_trust: float = 0.0  # nu, labels at which a user's trust is half of alpha
     shrinkage: float = 3.0  # lambda of the neighbours' rule: similarity that moves a score half way
     spread: float = 0.8  # diffusion: share taken from the neighbours in a step

@@ -58,8 +58,8 @@ def _product_knn(rows: sparse.csr_matrix, k: int, n_threads: int | None = None) 
 # %% ../nbs/02_graph.ipynb #c010
 def corating_knn(
     pairs: Interactions,  # training ratings
-    k: int = 50,  # neighbours of each film, at most
-    shrinkage: float = 5.0,  # s, in squared stars
+    k: int = 200,  # neighbours of each film, at most
+    shrinkage: float = 20.0,  # s, in squared stars
     n_threads: int | None = None,  # None: all cores
 ) -> sparse.csr_matrix:  # C, (n_items, n_items) float32, no self-loops
     "Films that the same users liked more, or less, than they like films in general."
@@ -185,9 +185,9 @@ class GraphConfig:
         "collection",
     )  # that films are compared by
     symmetrise: bool = True  # make every edge mutual
-    corating: float = 0.5  # weight of the co-rating graph beside the content graph; 0 leaves it out
-    corating_k: int = 50  # its neighbours of each film
-    corating_shrinkage: float = 5.0  # its shrinkage, in squared stars
+    corating: float = 1.0  # weight of the co-rating graph beside the content graph; 0 leaves it out
+    corating_k: int = 200  # its neighbours of each film
+    corating_shrinkage: float = 20.0  # its shrinkage, in squared stars
 
     def __post_init__(self) -> None:
         check_number("k", self.k, 1, whole=True)

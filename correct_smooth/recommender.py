@@ -202,7 +202,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         refinement: CorrectAndSmooth = CorrectAndSmooth(),
         labels: str = "train",  # whose ratings set each user's standard in `cs_run`: train, or all (leaks)
         validation: float = 0.1,  # share of training ratings to stop by; 0 trains for all epochs at once
-        ensemble: int = 1,  # models to train, from as many seeds, and average
+        ensemble: int = 3,  # models to train, from as many seeds, and average
         seed: int = 0,
         progress: bool = True,  # show bars
     ):
@@ -521,6 +521,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refinement": CorrectAndSmooth(rule="own", alpha=0.8, beta=0.5, T=1),
         "labels": "all",
         "validation": 0.0,
+        "ensemble": 1,
     },
 }
 

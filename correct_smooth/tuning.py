@@ -20,6 +20,7 @@ from scipy.stats import rankdata
 
 from correct_smooth.correct_smooth import (
     CorrectAndSmooth,
+    correct,
     correction,
     operators,
     residual,
@@ -96,8 +97,8 @@ class Grid:
 # %% ../nbs/06a_tuning.ipynb #c016
 GRAPHS = (
     GraphConfig(corating=0),
-    GraphConfig(corating=0.5),
-    GraphConfig(corating=1, corating_k=200),
+    GraphConfig(corating=0.5, corating_k=50),
+    GraphConfig(),
 )
 
 # %% ../nbs/06a_tuning.ipynb #c018
@@ -140,8 +141,8 @@ class _Judge:
         ready = operators(A, CorrectAndSmooth())
         P = powers(self.Z, ready.S, steps, self.at)
         for config in grid.corrections():
-            R = correction(E, ready, config)
-            Q = powers(R.toarray() if sparse.issparse(R) else R, ready.S, steps, self.at)
+            R = correct(np.zeros_like(self.Z), correction(E, ready, config), 1.0)
+            Q = powers(R, ready.S, steps, self.at)
             settings = [replace(config, **o) for o in grid.linear()]
             scores = np.array([self.scores(P, Q, o) for o in settings])
             told = pd.DataFrame([{o: getattr(c, o) for o in _TUNED} for c in settings])
@@ -166,9 +167,8 @@ _TUNED = ("rule", "shrinkage", "spread", "scale", "alpha", "half_trust", "beta",
 # %% ../nbs/06a_tuning.ipynb #c025
 def best(table: pd.DataFrame) -> tuple[str, CorrectAndSmooth]:  # name of the graph, settings
     "The best of what `tune` tried; among equals the simplest."
-    row = table.loc[table["roc_auc"].idxmax()]
-    settings = {o: row[o].item() if isinstance(row[o], np.generic) else row[o] for o in _TUNED}
-    return str(row["graph"]), CorrectAndSmooth(**settings)
+    row = table.iloc[[int(table["roc_auc"].argmax())]].to_dict("records")[0]
+    return row["graph"], CorrectAndSmooth(**{o: row[o] for o in _TUNED})
 
 # %% ../nbs/06a_tuning.ipynb #c028
 def plot_grid(
