@@ -211,7 +211,7 @@ class HeadArrays(NamedTuple):
             out[s : s + step] = np.maximum(self.P[s : s + step, None] + q, 0) @ self.w
         return out
 
-
+# %% ../nbs/03_model.ipynb #c031
 @dataclass(frozen=True, eq=False)
 class Embeddings:
     "A trained model as arrays: films H and c, users U and b, and perhaps a head."
@@ -283,7 +283,7 @@ def embeddings(
     Q, w = model.head.user(model.user.weight), model.head.out.weight[0]
     return Embeddings(H, c, U, b[:, 0], HeadArrays(*(o.cpu().numpy().copy() for o in (P, Q, w))))
 
-# %% ../nbs/03_model.ipynb #c036
+# %% ../nbs/03_model.ipynb #c038
 def average(
     members: list[Embeddings],  # of the same users and films
 ) -> Embeddings:
