@@ -172,7 +172,7 @@ def test_corating_forgives_strict_users(pairs, more):
 def test_film_graph_adds_up_content_and_corating(pairs, weight, mutual):
     "The graph is content plus so many times co-rating, averaged over directions if asked for."
     X = sparse.csr_matrix(np.random.default_rng(0).random((6, 4)).astype(np.float32))
-    config = GraphConfig(k=2, corating=weight, corating_k=1, symmetrise=mutual)
+    config = GraphConfig(k=2, corating=weight, corating_k=1, corating_shrinkage=5, symmetrise=mutual)
     content, rating = cosine_knn(X, 2).toarray(), corating_knn(pairs, 1, 5.0).toarray()
     wanted = content + weight * rating
     wanted = (wanted + wanted.T) / 2 if mutual else wanted

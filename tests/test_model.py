@@ -287,7 +287,9 @@ def test_refit_follows_the_rates_of_the_watched_run(world, monkeypatch):
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
     config = TrainConfig(epochs=12, schedule="cosine", learning_rate=0.02, patience=2, batch_size=10_000)
-    r = CorrectSmoothRecommender(graph=GraphConfig(k=5), model=SMALL, training=config, progress=False)
+    r = CorrectSmoothRecommender(
+        graph=GraphConfig(k=5), model=SMALL, training=config, ensemble=1, progress=False
+    )
     r.fit(world)
     assert r.epochs_ < len(r.history_) <= 12  # it was stopped by validation
     assert_array_equal(rates[len(r.history_) :], rates[: r.epochs_])
@@ -383,7 +385,7 @@ def test_watched_run_has_no_graph_of_what_it_is_watched_by(world, monkeypatch):
 
     monkeypatch.setattr("correct_smooth.recommender.train", spy)
     config = {"graph": GraphConfig(k=5), "training": TrainConfig(epochs=2), "progress": False}
-    r = CorrectSmoothRecommender(**config, model=OPTIONS["sage"]).fit(world)
+    r = CorrectSmoothRecommender(**config, model=OPTIONS["sage"], ensemble=1).fit(world)
     X = r.features_.transform(world.movies)
     inner, _ = split(world, holdout(world.ratings, r.validation, r.seed))
     for S, part in zip(graphs, (inner, world), strict=True):
