@@ -296,7 +296,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         self.data_, self.features_, self.A_, self.models_ = data, features, A, models
         self.users_, self.items_ = pairs.users, pairs.items
         shape = (len(pairs.items), len(pairs.users) + 1)
-        self._scorer = Scorer(
+        self.scorer_ = Scorer(
             average([embeddings(o, X, S) for o in models]).with_mean_user(),
             label_matrix(pairs.user, pairs.item, targets(pairs, self.training.target), shape),
             operators(A, self.refinement),
@@ -306,7 +306,7 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def _rows(self, user_ids: Any) -> np.ndarray:
         "Positions of users; strangers get the position of the mean user."
-        if not hasattr(self, "_scorer"):
+        if not hasattr(self, "scorer_"):
             raise NotFittedError("this recommender has learned nothing yet: call fit, or load a saved one")
         at = self.users_.get_indexer(pd.Index(user_ids))
         return np.where(at < 0, len(self.users_), at)
@@ -323,7 +323,7 @@ class CorrectSmoothRecommender(BaseEstimator):
             raise InputError(
                 f"{len(users)} users for {len(items)} items; predict needs one user for each item"
             )
-        base, refined = self._scorer.pairs(rows, positions(items, self.items_, "item"))
+        base, refined = self.scorer_.pairs(rows, positions(items, self.items_, "item"))
         return pd.DataFrame({"user_id": users, "item_id": items, "base": base, "refined": refined})
 
     def recommend(
@@ -341,9 +341,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         shut = np.full(len(self.items_), items is not None)
         if items is not None:
             shut[positions(as_list(items, "items"), self.items_, "item")] = False
-        for at, base, refined in self._scorer.blocks(users):
+        for at, base, refined in self.scorer_.blocks(users):
             item, column, rank = top_n(
-                refined, n, shut, self._scorer.labels[:, users[at]] if exclude_seen else None
+                refined, n, shut, self.scorer_.labels[:, users[at]] if exclude_seen else None
             )
             scores = {"base": base[item, column], "refined": refined[item, column]}
             parts.append(pd.DataFrame({"user_id": ids[at][column], "rank": rank, "item": item, **scores}))
@@ -381,7 +381,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         other = copy(self)
         other.refinement, other.A_ = refinement, self.A_ if A is None else A
         ready = operators(other.A_, refinement)
-        other._scorer = replace(self._scorer, config=refinement, graph=ready)
+        other.scorer_ = replace(self.scorer_, config=refinement, graph=ready)
         return other
 
     def tune(
@@ -404,7 +404,7 @@ class CorrectSmoothRecommender(BaseEstimator):
             made = {str(o): film_graph(X, inner.features_.blocks_, pairs, o) for o in graphs}
         else:
             made = {"edges": inner.A_}
-        table = tune(inner._scorer.model, inner._scorer.labels, made, valid, grid, seed=self.seed)
+        table = tune(inner.scorer_.model, inner.scorer_.labels, made, valid, grid, seed=self.seed)
         name, refinement = best(table)
         graph = {str(o): o for o in graphs}.get(name, self.graph)
         self.set_params(**models[int(judged["roc_auc"].argmax())], graph=graph, refinement=refinement)
@@ -475,7 +475,7 @@ def _compare_models(
     models: Sequence[dict[str, Any]],
 ) -> pd.DataFrame:
     "Base scores of several models on the same validation ratings."
-    scores = np.array([o._scorer.model.pairs(valid.user, valid.item) for o in tried])
+    scores = np.array([o.scorer_.model.pairs(valid.user, valid.item) for o in tried])
     auc = user_auc(valid.user, valid.y, scores, len(valid.users))
     auc = auc[:, np.isfinite(auc[0])]
     more = auc - auc[0]

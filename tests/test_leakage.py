@@ -54,8 +54,8 @@ def assert_same(one, two):
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[o], others[o]) for o in weights)
     X, Y = (o.features_.transform(o.data_.movies) for o in (one, two))
-    sparse_pairs = [(one.A_, two.A_), (one._scorer.labels, two._scorer.labels), (X, Y)]
-    graphs = one._scorer.graph, two._scorer.graph
+    sparse_pairs = [(one.A_, two.A_), (one.scorer_.labels, two.scorer_.labels), (X, Y)]
+    graphs = one.scorer_.graph, two.scorer_.graph
     sparse_pairs += [(graphs[0].S, graphs[1].S), (graphs[0].near, graphs[1].near)]
     for a, b in sparse_pairs:
         for part in ("data", "indices", "indptr"):
@@ -100,7 +100,7 @@ def test_the_leaking_rule_is_caught(world):
     hidden = holdout(world.ratings)
     parts = [split(o, hidden, labels="all")[0] for o in (world, scrambled(world, hidden))]
     one, two = (fitted(o, "label") for o in parts)
-    assert (one._scorer.labels != two._scorer.labels).nnz > 0
+    assert (one.scorer_.labels != two.scorer_.labels).nnz > 0
     with pytest.raises(AssertionError):
         assert_same(one, two)
 
@@ -116,7 +116,7 @@ def test_base_scores_do_not_depend_on_refinement(world):
 
 def test_labels_stay_with_their_user(world):
     "Other labels of one user change that user's refined scores and nobody else's."
-    scorer = fitted(split(world, holdout(world.ratings))[0])._scorer
+    scorer = fitted(split(world, holdout(world.ratings))[0]).scorer_
     other = scorer.labels.copy()
     other.data[: other.indptr[1]] = 1 - other.data[: other.indptr[1]]
     user = np.arange(other.shape[1])
