@@ -72,19 +72,19 @@ def smooth(
 def propagate(
     X0: np.ndarray,  # (n_items, m)
     S: sparse.csr_matrix,  # (n_items, n_items) normalised graph
-    alpha: float,  # share taken from the neighbours, 0 to 1
+    share: float,  # rho, taken from the neighbours, 0 to 1
     steps: int,
     post: Callable[[np.ndarray], np.ndarray] | None = None,  # applied after each step, such as a clamp
 ) -> np.ndarray:  # (n_items, m)
     "Spread over a graph with a pull back to the start (Zhou et al. 2004; Huang et al. 2020, eq. 3)."
     X = X0
     for _ in range(steps):
-        X = np.float32(alpha) * (S @ X) + np.float32(1 - alpha) * X0
+        X = np.float32(share) * (S @ X) + np.float32(1 - share) * X0
         X = X if post is None else post(X)
     return X
 
 # %% ../nbs/05_correct_smooth.ipynb #c026
-SCALES = ("fixed", "user", "film")
+SCALES = ("fixed", "user", "autoscale")
 
 
 def rescale(
@@ -186,7 +186,7 @@ class CorrectAndSmooth:
     spread_normalisation: str = "symmetric"  # diffusion: of its graph, one of NORMALISATIONS
     smoothing: str = "scores"  # one of SMOOTHINGS
     beta: float = 0.5  # share taken from the neighbours in a smoothing step
-    T: int = 0  # smoothing steps; with 0 there is no smoothing
+    T: int = 0  # smoothing steps; with 0 there is no smoothing, whatever the other settings of it
     normalisation: str = "row"  # of the smoothing graph, one of NORMALISATIONS
     keep_labels: bool = False  # smoothing labels: labelled films keep their label
 
@@ -217,7 +217,7 @@ class Operators:
     "The graph, made ready for correcting and smoothing."
 
     near: sparse.csr_matrix  # A + I, similarities, with 1 for the film itself
-    D: sparse.csr_matrix  # A normalised, to spread residuals over
+    spread: sparse.csr_matrix  # A normalised, to spread residuals over
     S: sparse.csr_matrix  # A normalised, to smooth over
 
 
@@ -240,7 +240,7 @@ def correction(
         return E
     if config.rule == "neighbours":
         return neighbour_residual(E, graph.near, config.shrinkage)
-    return spread_residual(E, graph.D, config.spread, config.steps, config.scale)
+    return spread_residual(E, graph.spread, config.spread, config.steps, config.scale)
 
 
 def refine(

@@ -113,6 +113,8 @@ class ItemEncoder(nn.Module):
             return as_bag(X[rows]), None
         if S is None:
             raise InputError("the encoder is sage and needs the film graph: give S, from `normalise`")
+        if S.shape != (X.shape[0], X.shape[0]):
+            raise InputError(f"the graph is of {S.shape[0]} films, the features of {X.shape[0]}")
         films, weights = with_neighbours(rows, S)
         return as_bag(X[films]), as_bag(weights)
 
@@ -288,8 +290,8 @@ def average(
     members: list[Embeddings],  # of the same users and films
 ) -> Embeddings:
     "One model whose logits are the mean of its members' logits."
-    if not members:
-        raise InputError("there is no model to average")
+    if len({(len(o.U), len(o.H)) for o in members}) != 1:
+        raise InputError("models to average must be of the same users and films, and at least one")
     share = np.float32(1 / len(members))
     heads = [o.head for o in members if o.head is not None]
     return Embeddings(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL_FILES', 'STAGES', 'PRESETS', 'FIGURES', 'RESULT_FILES', 'stage_settings', 'with_setting', 'as_list',
-           'top_n', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'CorrectSmoothRecommender', 'Tuning',
-           'from_preset', 'summary', 'figures', 'report', 'check_judgeable', 'run', 'parse_settings', 'cs_run']
+           'top_n', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'check_judgeable',
+           'CorrectSmoothRecommender', 'Tuning', 'from_preset', 'summary', 'figures', 'report', 'run', 'parse_settings',
+           'cs_run']
 
 # %% ../nbs/07_recommender.ipynb #c002
 import hashlib
@@ -68,10 +69,18 @@ from correct_smooth.features import (
     features_from_state,
     features_state,
 )
-from .graph import GraphConfig, film_graph, edge_graph, normalise, read_edges, symmetrise
+from correct_smooth.graph import (
+    GraphConfig,
+    check_graph,
+    edge_graph,
+    film_graph,
+    normalise,
+    read_edges,
+    symmetrise,
+)
 from .model import ItemUserModel, ModelConfig, average, embeddings
 from .train import TrainConfig, Trained, targets, train
-from .tuning import GRAPHS, Grid, best, tune, user_auc
+from .tuning import Grid, best, tune, user_auc, variants
 
 # %% ../nbs/07_recommender.ipynb #c005
 def stage_settings(stage: Any) -> dict[str, Any]:
@@ -190,6 +199,17 @@ def stage_from_json(kind: type, settings: dict[str, Any]) -> Any:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
 # %% ../nbs/07_recommender.ipynb #c020
+def check_judgeable(held: MovieData) -> None:
+    "Raise `InputError` if no user has both a liked and another film among held-out ratings."
+    pairs = index_ratings(held)
+    liked, films = np.bincount(pairs.user, pairs.y), np.bincount(pairs.user)
+    if not ((liked > 0) & (liked < films)).any():
+        raise InputError(
+            "no user has both a liked and another film among the held-out ratings, "
+            "so nothing can be measured; hold out a larger share, or bring more ratings"
+        )
+
+# %% ../nbs/07_recommender.ipynb #c023
 class CorrectSmoothRecommender(BaseEstimator):
     "Global item encoder and user embeddings, corrected and smoothed for each user over a film graph."
 
@@ -239,10 +259,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         "Learn from films and ratings."
         if not len(data.ratings):
             raise InputError("there are no ratings to learn from")
-        check_number("validation", self.validation, 0, 0.9)
-        check_number("ensemble", self.ensemble, 1, 1000, whole=True)
-        check_choice("labels", self.labels, LABEL_RULES)
-        generator(self.seed)  # refused now rather than after the features
+        self._check()  # refused now rather than after the features
         dropped: dict[str, int] = {}
         features = clone(self.features).fit(data.movies)
         X = features.transform(data.movies)
@@ -258,6 +275,14 @@ class CorrectSmoothRecommender(BaseEstimator):
         self.history_, self.epochs_ = watched.history, final[0].epochs
         self.dropped_ = {k: v for k, v in dropped.items() if v}  # edges left out, and why
         return self._keep(data, features, X, A, [o.model for o in final])
+
+    def _check(self) -> None:
+        "Raise `InputError` for a setting that is no stage's own and cannot be."
+        check_number("validation", self.validation, 0, 0.9)
+        check_number("ensemble", self.ensemble, 1, 1000, whole=True)
+        check_choice("labels", self.labels, LABEL_RULES)
+        check_choice("progress", self.progress, (True, False))
+        generator(self.seed)
 
     def _train(
         self,
@@ -294,6 +319,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         "Set out what scoring needs; behind the known users stands the mean user, for strangers."
         pairs, S = index_ratings(data), normalise(A)
         self.data_, self.features_, self.A_, self.models_ = data, features, A, models
+        self.fitted_ = self.get_params(deep=False)  # what `save` writes, whatever is set later
         self.users_, self.items_ = pairs.users, pairs.items
         shape = (len(pairs.items), len(pairs.users) + 1)
         self.scorer_ = Scorer(
@@ -378,8 +404,11 @@ class CorrectSmoothRecommender(BaseEstimator):
     ) -> "CorrectSmoothRecommender":
         "The same trained model with scores refined in another way; nothing is trained again."
         self._rows([])
+        if not isinstance(refinement, CorrectAndSmooth):
+            raise InputError(f"refinement must be a CorrectAndSmooth, got {refinement!r}")
         other = copy(self)
-        other.refinement, other.A_ = refinement, self.A_ if A is None else A
+        other.refinement, other.fitted_ = refinement, {**self.fitted_, "refinement": refinement}
+        other.A_ = self.A_ if A is None else check_graph(A, len(self.items_))
         ready = operators(other.A_, refinement)
         other.scorer_ = replace(self.scorer_, config=refinement, graph=ready)
         return other
@@ -388,26 +417,31 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         data: MovieData,  # films and training ratings; some are held back here to judge by
         models: Sequence[dict[str, Any]] = ({},),  # settings of the base model to try, as in `set_params`
-        graphs: Sequence[GraphConfig] = GRAPHS,  # to try, unless `edges` are given
+        graphs: Sequence[GraphConfig] | None = None,  # to try; None: `variants` of the graph that is set
         grid: Grid = Grid(),  # of refinements to try
         edges: pd.DataFrame | None = None,  # as for `fit`
         share: float = 0.2,  # of each user's training ratings to hold back
     ) -> "Tuning":
         "Choose model, graph and refinement on validation ratings, and take them as settings."
+        named = {str(o): o for o in (variants(self.graph) if graphs is None else graphs)}
+        trials = [_trial(self, o) for o in models]
+        if not trials or not named or not all(isinstance(o, GraphConfig) for o in named.values()):
+            raise InputError("tune needs at least one model, as a dict of settings, and one GraphConfig")
         known, held = split(data, holdout(data.ratings, share, self.seed))
-        tried = [clone(self).set_params(**o).fit(known, edges) for o in models]
-        valid = index_ratings(held, tried[0].users_)
-        judged = _compare_models(tried, valid, models)
-        inner = tried[int(judged["roc_auc"].argmax())]
-        if edges is None:
-            X, pairs = inner.features_.transform(data.movies), index_ratings(known)
-            made = {str(o): film_graph(X, inner.features_.blocks_, pairs, o) for o in graphs}
+        check_judgeable(held)
+        valid = index_ratings(held, index_ratings(known).users)
+        judged = _compare_models([o.fit(known, edges) for o in trials], valid, models)
+        place = int(judged["roc_auc"].argmax())
+        inner = trials[place]
+        if edges is not None or inner.model.encoder == "sage":  # the graph is the user's, or the model's
+            made = {"edges" if edges is not None else str(inner.graph): inner.A_}
         else:
-            made = {"edges": inner.A_}
-        table = tune(inner.scorer_.model, inner.scorer_.labels, made, valid, grid, seed=self.seed)
-        name, refinement = best(table)
-        graph = {str(o): o for o in graphs}.get(name, self.graph)
-        self.set_params(**models[int(judged["roc_auc"].argmax())], graph=graph, refinement=refinement)
+            X, pairs = inner.features_.transform(data.movies), index_ratings(known)
+            made = {k: film_graph(X, inner.features_.blocks_, pairs, o) for k, o in named.items()}
+        scorer = inner.scorer_
+        table = tune(scorer.model, scorer.labels, made, valid, grid, self.refinement, seed=self.seed)
+        name, refinement = best(table, self.refinement)
+        self.set_params(**models[place], graph=named.get(name, self.graph), refinement=refinement)
         return Tuning(judged, table)
 
     def save(
@@ -416,7 +450,7 @@ class CorrectSmoothRecommender(BaseEstimator):
     ) -> None:
         "Write the model as tables, arrays and text, which cannot run code when they are read."
         self._rows([])
-        settings = {o: stage_settings(v) or v for o, v in self.get_params(deep=False).items()}
+        settings = {o: stage_settings(v) or v for o, v in self.fitted_.items()}
         settings["features"] = features_state(self.features_)
         thresholds = pd.Series(dtype=float) if self.data_.thresholds is None else self.data_.thresholds
         weights = {k: v.contiguous() for k, v in nn.ModuleList(self.models_).state_dict().items()}
@@ -430,7 +464,7 @@ class CorrectSmoothRecommender(BaseEstimator):
             )
             sums = {o: checksum(fresh / o) for o in MODEL_FILES[1:]}
             about = {"format": FORMAT, "name": self.data_.name, "settings": settings, "sha256": sums}
-            (fresh / "model.json").write_text(json.dumps(about, indent=1))
+            (fresh / "model.json").write_text(json.dumps(about, indent=1, default=np.generic.item))
 
     @classmethod
     def load(
@@ -460,13 +494,25 @@ class CorrectSmoothRecommender(BaseEstimator):
             except (AttributeError, IndexError) as error:  # settings of the wrong kind
                 raise InputError(f"{folder}/model.json is damaged: {error}") from error
 
-# %% ../nbs/07_recommender.ipynb #c022
+# %% ../nbs/07_recommender.ipynb #c025
 @dataclass(frozen=True, eq=False)
 class Tuning:
     "All that was tried, judged on validation ratings."
 
     models: pd.DataFrame  # a row a model: settings, roc_auc of its base scores, difference to the first, se
     refinements: pd.DataFrame  # from `tuning.tune`, on the best of them
+
+
+def _trial(recommender: CorrectSmoothRecommender, settings: Any) -> CorrectSmoothRecommender:
+    "An unfitted recommender with some settings of its model changed."
+    if not isinstance(settings, dict):
+        raise InputError(f"a model to try is a dict of settings, got {settings!r}")
+    for name in settings:
+        if name.partition("__")[0] in ("graph", "refinement"):
+            raise InputError(
+                f"{name} is no setting of the model; tune tries `graphs`, and refinements by `grid`"
+            )
+    return clone(recommender).set_params(**settings)
 
 
 def _compare_models(
@@ -481,10 +527,9 @@ def _compare_models(
     more = auc - auc[0]
     told = [", ".join(f"{k}={v}" for k, v in o.items()) or "as set" for o in models]
     found = {"roc_auc": auc.mean(axis=1), "difference": more.mean(axis=1)}
-    se = more.std(axis=1) / np.sqrt(auc.shape[1])
-    return pd.DataFrame({"settings": told, **found, "se": se})
+    return pd.DataFrame({"settings": told, **found, "se": pd.DataFrame(more.T).sem()})
 
-# %% ../nbs/07_recommender.ipynb #c024
+# %% ../nbs/07_recommender.ipynb #c027
 def _restored(
     cls: type[CorrectSmoothRecommender], folder: Path, about: dict[str, Any]
 ) -> CorrectSmoothRecommender:
@@ -499,14 +544,18 @@ def _restored(
     thresholds = pd.read_parquet(folder / "thresholds.parquet").set_index("user_id")["threshold"]
     data = replace(data, thresholds=thresholds if len(thresholds) else None)
     size = len(features.get_feature_names_out()), data.ratings["user_id"].nunique(), len(data.movies)
-    check_number("ensemble", self.ensemble, 1, 1000, whole=True)
+    self._check()
+    weights = load_file(folder / "weights.safetensors")
+    if (held := len({o.partition(".")[0] for o in weights})) != self.ensemble:
+        raise InputError(f"{folder} holds {held} models, and its settings say {self.ensemble}")
     models = [ItemUserModel(*size, self.model).eval() for _ in range(self.ensemble)]
-    nn.ModuleList(models).load_state_dict(load_file(folder / "weights.safetensors"))
+    nn.ModuleList(models).load_state_dict(weights)
     A = sparse.csr_matrix(sparse.load_npz(folder / "graph.npz"))
     A.check_format(full_check=True)  # an index out of range would be read from memory that is not ours
+    A = check_graph(A, len(data.movies))
     return self._keep(data, features, features.transform(data.movies), A, models)
 
-# %% ../nbs/07_recommender.ipynb #c047
+# %% ../nbs/07_recommender.ipynb #c050
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "original": {
@@ -535,7 +584,7 @@ def from_preset(
         raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return clone(CorrectSmoothRecommender(**PRESETS[name])).set_params(**settings)
 
-# %% ../nbs/07_recommender.ipynb #c050
+# %% ../nbs/07_recommender.ipynb #c053
 def summary(
     recommender: CorrectSmoothRecommender,  # fitted
     data: MovieData,  # before the split
@@ -560,7 +609,7 @@ def summary(
         "versions": {"python": platform.python_version(), **{o: version(o) for o in packages}},
     }
 
-# %% ../nbs/07_recommender.ipynb #c051
+# %% ../nbs/07_recommender.ipynb #c054
 FIGURES = {"gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2), "metrics": (7.0, 3.5)}
 
 
@@ -578,7 +627,7 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     plot_metrics(judged.result, axes["metrics"])
     return out
 
-# %% ../nbs/07_recommender.ipynb #c054
+# %% ../nbs/07_recommender.ipynb #c057
 def report(told: dict[str, Any]) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
@@ -601,24 +650,13 @@ def report(told: dict[str, Any]) -> str:
         ]
     )
 
-# %% ../nbs/07_recommender.ipynb #c056
+# %% ../nbs/07_recommender.ipynb #c059
 RESULT_FILES = (
     "summary.json", "per_user_metrics.csv", "predictions.parquet", "recommendations.csv", "figures", "model",
     "tuning.csv",
 )  # fmt: skip
 
-
-def check_judgeable(test: MovieData) -> None:
-    "Raise `InputError`, before any training, if no user's held-out films hold both labels."
-    pairs = index_ratings(test)
-    liked, films = np.bincount(pairs.user, pairs.y), np.bincount(pairs.user)
-    if not ((liked > 0) & (liked < films)).any():
-        raise InputError(
-            "no user has both a liked and another film among the held-out ratings, "
-            "so nothing can be measured; hold out a larger share, or bring more ratings"
-        )
-
-# %% ../nbs/07_recommender.ipynb #c058
+# %% ../nbs/07_recommender.ipynb #c060
 def run(
     source: str | Path | None = None,  # as for `load_data`
     out: str | Path = "cs_results",  # folder for the results; an earlier result in it is replaced
@@ -630,7 +668,8 @@ def run(
     tune: bool = False,  # choose graph and refinement on a part of the training ratings first
 ) -> dict[str, Any]:  # what summary.json holds
     "Load, split, fit, evaluate, recommend, and write it all down."
-    recommender = (recommender or CorrectSmoothRecommender()).set_params(seed=seed)
+    recommender = clone(recommender or CorrectSmoothRecommender()).set_params(seed=seed)
+    check_choice("tune", tune, (True, False))
     out, seconds = check_target(out, RESULT_FILES), dict[str, float]()
 
     @contextmanager
@@ -666,10 +705,10 @@ def run(
                 figure.savefig(fresh / "figures" / f"{name}.png", dpi=150)
             recommender.save(fresh / "model")
         told = summary(recommender, data, judged, seconds)
-        (fresh / "summary.json").write_text(json.dumps(told, indent=1))
+        (fresh / "summary.json").write_text(json.dumps(told, indent=1, default=np.generic.item))
     return told
 
-# %% ../nbs/07_recommender.ipynb #c061
+# %% ../nbs/07_recommender.ipynb #c063
 def parse_settings(
     text: str,  # "model__emb_dim=32 refinement__alpha=0.5"
 ) -> dict[str, Any]:
@@ -694,7 +733,7 @@ def parse_settings(
             settings[name] = value
     return settings
 
-# %% ../nbs/07_recommender.ipynb #c064
+# %% ../nbs/07_recommender.ipynb #c066
 @call_parse
 def cs_run(
     data: str = "",  # demo, synthetic, a folder or a MovieLens zip; default: $CORRECT_SMOOTH_DATA, else demo

@@ -236,6 +236,10 @@ def train(
     "Train on all users at once, with early stopping where there are validation ratings."
     if not len(pairs):
         raise InputError("there are no ratings to train on")
+    if valid is not None and not len(valid):
+        raise InputError("there are no ratings to stop by; give None to train without")
+    if stop is not None:
+        check_number("stop", stop, 1, whole=True)
     rng, history, best = generator(seed), [], _Best(config.patience)
     aim = targets(pairs, config.target)
     valid_aim = None if valid is None else targets(valid, config.target, pairs)

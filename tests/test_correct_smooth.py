@@ -61,7 +61,7 @@ CONFIGS = st.builds(
     shrinkage=st.sampled_from([0.0, 0.5, 3.0]),
     spread=st.sampled_from([0.0, 0.5, 1.0]),
     steps=st.integers(0, 3),
-    scale=st.sampled_from(("fixed", "user")),  # film has jumps at 0 and 1/1000: see below and test_pyg
+    scale=st.sampled_from(("fixed", "user")),  # autoscale has jumps at 0 and 1/1000: see below and test_pyg
     spread_normalisation=st.sampled_from(NORMALISATIONS),
     smoothing=st.sampled_from(SMOOTHINGS),
     keep_labels=st.booleans(),
@@ -155,7 +155,7 @@ def test_nothing_handed_in_is_changed(world, config):
     A, Z, known, Y = world
     labels, graph = marked(known, Y), operators(A, config)
     held = [Z, A.data, A.indices, labels.data, labels.indices]
-    held += [graph.near.data, graph.S.data, graph.D.data]
+    held += [graph.near.data, graph.S.data, graph.spread.data]
     before = [o.copy() for o in held]
     refine(Z, labels, graph, config)
     for now, then in zip(held, before, strict=True):
@@ -274,13 +274,13 @@ def test_held_residuals_put_the_labels_in(world):
 
 @SOME
 @given(worlds(), st.sampled_from(SCALES), st.integers(0, 4))
-def test_film_scale_knows_two_sizes(world, scale, steps):
+def test_autoscale_knows_two_sizes(world, scale, steps):
     "Autoscale moves every film by the mean error or not at all; other scales stay finite too."
     A, Z, known, Y = world
     E = residual(Z, marked(known, Y))
     R = spread_residual(E, normalise(A, "symmetric"), 0.8, steps, scale)
     assert R.shape == Z.shape and np.isfinite(R).all()
-    if scale == "film":
+    if scale == "autoscale":
         for u in range(Z.shape[1]):
             sigma = np.abs(E[:, [u]].data).mean() if E[:, [u]].nnz else 0
             moved = np.abs(R[:, u])
@@ -308,7 +308,7 @@ def test_corrections_are_linear_in_the_residual(world, a, which):
 
     def R(E):
         if which == "fixed":
-            return spread_residual(E, graph.D, 0.6, 3)
+            return spread_residual(E, graph.spread, 0.6, 3)
         return neighbour_residual(E, graph.near, 1.0).toarray() if which == "neighbours" else E.toarray()
 
     assert_allclose(R(np.float32(a) * E), np.float32(a) * R(E), rtol=1e-4, atol=1e-5)
@@ -459,7 +459,7 @@ def test_blocks_hold_each_user_once_and_fit(n_users, n_items, megabytes):
         ("half_trust", -1),
         ("spread", 1.5),
         ("steps", 0.5),
-        ("scale", "auto"),
+        ("scale", "film"),
         ("smoothing", "both"),
         ("keep_labels", 2),
         ("alpha", float("nan")),

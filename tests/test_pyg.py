@@ -50,7 +50,7 @@ def test_equal_to_pyg(seed, autoscale):
     Z = z[:, None].astype(np.float32)
     Y = label_matrix(np.zeros(mask.sum(), int), np.flatnonzero(mask), y[mask], Z.shape)
     graph = sparse.csr_matrix(S, dtype=np.float32)
-    how = "film" if autoscale else "fixed"
+    how = "autoscale" if autoscale else "fixed"
     R = spread_residual(residual(Z, Y), graph, alphas[0], int(steps[0]), how)
     ours = correct(Z, R, 1.0 if autoscale else scale)
     sure = np.ones(len(z), bool)

@@ -89,7 +89,9 @@ def test_every_row_is_what_refine_gives(seed):
 def test_fewer_users_are_drawn_from_a_seed():
     "A sample of users is the same for one seed and enough to judge."
     model, labels, A, valid = world(0)
-    one, two, other = (tune(model, labels, {"a": A}, valid, SMALL, 5, seed) for seed in (0, 0, 1))
+    one, two, other = (
+        tune(model, labels, {"a": A}, valid, SMALL, max_users=5, seed=seed) for seed in (0, 0, 1)
+    )
     pd.testing.assert_frame_equal(one, two)
     assert (one["roc_auc"] != other["roc_auc"]).any()
 
@@ -180,3 +182,101 @@ def test_nothing_to_judge_by_is_an_error():
     same = replace(valid, y=np.ones_like(valid.y))
     with pytest.raises(InputError, match="no user has both a liked and another film"):
         tune(model, labels, {"one": A}, same, SMALL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"refinement__alpha": 0.1}, {"model__emb_dim": 3}, {"ensemble": 2}, {"training__target": "label"}],
+    ids=str,
+)
+def test_what_is_saved_is_what_was_fitted(change, tmp_path):
+    "Settings changed after fit wait for the next fit; saving and loading gives the fitted model."
+    data = synthetic_data(60, 80, 1_500, seed=0)
+    r = quick().fit(data)
+    before = r.recommend()
+    r.set_params(**change)
+    r.save(tmp_path / "model")
+    pd.testing.assert_frame_equal(CorrectSmoothRecommender.load(tmp_path / "model").recommend(), before)
+    other = r.with_refinement(CorrectAndSmooth(alpha=0.2))
+    other.save(tmp_path / "other")
+    back = CorrectSmoothRecommender.load(tmp_path / "other")
+    pd.testing.assert_frame_equal(back.recommend(), other.recommend())
+
+
+def test_what_the_grid_does_not_name_stays_as_set():
+    "The user's own graph and the other settings of refinement survive tuning."
+    data = synthetic_data(60, 80, 1_500, seed=0)
+    r = quick().set_params(graph=GraphConfig(k=3, symmetrise=False), refinement=CorrectAndSmooth(steps=4))
+    r.set_params(refinement__normalisation="symmetric")
+    tuning = r.tune(data, grid=SMALL)
+    assert r.graph.k == 3 and not r.graph.symmetrise and len(set(tuning.refinements["graph"])) == 3
+    assert (r.refinement.steps, r.refinement.normalisation) == (4, "symmetric")
+    asked = (GraphConfig(k=5), GraphConfig(k=5, symmetrise=False))
+    assert len(set(quick().tune(data, graphs=asked, grid=SMALL).refinements["graph"])) == 2
+
+
+def test_a_sage_model_keeps_the_graph_it_was_judged_over():
+    "An encoder that reads the graph is judged over the one that it will be fitted with."
+    r = quick().set_params(model__encoder="sage")
+    tuning = r.tune(synthetic_data(60, 80, 1_500, seed=0), graphs=GRAPHS, grid=SMALL)
+    assert set(tuning.refinements["graph"]) == {str(GraphConfig(k=5))} and r.graph == GraphConfig(k=5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"T": 1}, "T of the grid must be a list of values, got 1"),
+        ({"T": (1.5,)}, "T must be a whole number"),
+        ({"T": (10**9,)}, "T must be a whole number from 0 to 1000"),
+        ({"alpha": ()}, "the grid is empty"),
+        ({"shrinkage": (), "own": False, "spread": ()}, "the grid is empty"),
+        ({"scale": ()}, "the grid is empty"),
+        ({"own": 5}, "own must be one of True, False"),
+        ({"scale": ("auto",)}, "scale must be one of"),
+    ],
+)
+def test_a_grid_checks_itself(settings, message):
+    with pytest.raises(InputError, match=message):
+        Grid(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models": ()}, "at least one model"),
+        ({"models": (5,)}, "a model to try is a dict of settings, got 5"),
+        ({"models": ({"graph__k": 7},)}, "graph__k is no setting of the model"),
+        ({"models": ({"model__depth": 7},)}, "no setting 'depth'"),
+        ({"graphs": ()}, "one GraphConfig"),
+        ({"graphs": ("content",)}, "one GraphConfig"),
+        ({"share": 0.001}, "nothing can be measured"),
+    ],
+)
+def test_tune_refuses_before_any_fit(settings, message, monkeypatch):
+    monkeypatch.setattr(CorrectSmoothRecommender, "fit", lambda *_: pytest.fail("it was fitted"))
+    with pytest.raises(InputError, match=message):
+        quick().tune(synthetic_data(60, 80, 1_500, seed=0), **settings)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda A: A[:10, :10], "80 x 80; got one of shape"),
+        (lambda A: A.toarray(), "got 'ndarray'"),
+        (lambda A: -A, "numbers from 0 up"),
+        (lambda A: A * np.nan, "numbers from 0 up"),
+    ],
+)
+def test_another_graph_must_fit(broken, message):
+    r = quick().fit(synthetic_data(60, 80, 1_500, seed=0))
+    with pytest.raises(InputError, match=message):
+        r.with_refinement(CorrectAndSmooth(), broken(r.A_))
+    with pytest.raises(InputError, match="refinement must be a CorrectAndSmooth, got 'own'"):
+        r.with_refinement("own")
+
+
+def test_numbers_of_numpy_are_saved_like_others(tmp_path):
+    "Settings that came out of an array do not stop a model from being saved."
+    r = quick().set_params(refinement__alpha=np.float32(0.5), refinement__T=np.int64(1), seed=np.int64(3))
+    r.fit(synthetic_data(60, 80, 1_500, seed=0)).save(tmp_path / "model")
+    assert CorrectSmoothRecommender.load(tmp_path / "model").refinement == CorrectAndSmooth(alpha=0.5, T=1)
