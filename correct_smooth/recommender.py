@@ -509,9 +509,7 @@ def _trial(recommender: CorrectSmoothRecommender, settings: Any) -> CorrectSmoot
         raise InputError(f"a model to try is a dict of settings, got {settings!r}")
     for name in settings:
         if name.partition("__")[0] in ("graph", "refinement"):
-            raise InputError(
-                f"{name} is no setting of the model; tune tries `graphs`, and refinements by `grid`"
-            )
+            raise InputError(f"{name} is no setting of the model; tune tries `graphs`, and refinements by `grid`")
     return clone(recommender).set_params(**settings)
 
 
