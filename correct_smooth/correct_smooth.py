@@ -177,9 +177,9 @@ class CorrectAndSmooth:
     "How scores are corrected and smoothed."
 
     rule: str = "neighbours"  # one of RULES
-    alpha: float = 1.5  # trust in the correction; above 1 it is made larger
-    half_trust: float = 0.0  # nu, labels at which a user's trust is half of alpha
-    shrinkage: float = 3.0  # lambda of the neighbours' rule: similarity that moves a score half way
+    alpha: float = 2.0  # trust in the correction of a user with many labels; above 1 makes it larger
+    half_trust: float = 20.0  # nu, labels at which a user's trust is half of alpha
+    shrinkage: float = 6.0  # lambda of the neighbours' rule: similarity that moves a score half way
     spread: float = 0.8  # diffusion: share taken from the neighbours in a step
     steps: int = 10  # diffusion: steps
     scale: str = "fixed"  # diffusion: one of SCALES

@@ -176,7 +176,9 @@ def check_graph(A: sparse.csr_matrix, n_items: int) -> sparse.csr_matrix:  # flo
     "A graph over so many films; raises `InputError` for anything else."
     if not sparse.issparse(A) or A.shape != (n_items, n_items):
         found = f"one of shape {A.shape}" if sparse.issparse(A) else repr(type(A).__name__)
-        raise InputError(f"a graph of {n_items} films is a sparse matrix of {n_items} x {n_items}; got {found}")
+        raise InputError(
+            f"a graph of {n_items} films is a sparse matrix of {n_items} x {n_items}; got {found}"
+        )
     if A.dtype.kind not in "buif" or not (np.isfinite(A.data) & (A.data >= 0)).all():
         raise InputError("the weights of a graph must be numbers from 0 up, and finite; these are not")
     return sparse.csr_matrix(A, dtype=np.float32)

@@ -509,7 +509,9 @@ def _trial(recommender: CorrectSmoothRecommender, settings: Any) -> CorrectSmoot
         raise InputError(f"a model to try is a dict of settings, got {settings!r}")
     for name in settings:
         if name.partition("__")[0] in ("graph", "refinement"):
-            raise InputError(f"{name} is no setting of the model; tune tries `graphs`, and refinements by `grid`")
+            raise InputError(
+                f"{name} is no setting of the model; tune tries `graphs`, and refinements by `grid`"
+            )
     return clone(recommender).set_params(**settings)
 
 
@@ -565,7 +567,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": TrainConfig(
             epochs=5, batch_size=2048, learning_rate=1e-3, weight_decay=0, target="label"
         ),
-        "refinement": CorrectAndSmooth(rule="own", alpha=0.8, beta=0.5, T=1),
+        "refinement": CorrectAndSmooth(rule="own", alpha=0.8, half_trust=0, beta=0.5, T=1),
         "labels": "all",
         "validation": 0.0,
         "ensemble": 1,

@@ -75,7 +75,7 @@ class Grid:
     spread: tuple[float, ...] = (0.8,)  # of the diffusion rule; none leaves the rule out
     scale: tuple[str, ...] = ("fixed",)  # of the diffusion rule
     alpha: tuple[float, ...] = (0.25, 0.5, 0.75, 1, 1.5, 2)
-    half_trust: tuple[float, ...] = (0, 10, 50)
+    half_trust: tuple[float, ...] = (0, 20, 50)
     beta: tuple[float, ...] = (0.2, 0.5)
     T: tuple[int, ...] = (0, 1, 2)
 
@@ -120,7 +120,7 @@ def tune(
     usual: CorrectAndSmooth = CorrectAndSmooth(),  # for what the grid does not name
     max_users: int = 1000,
     seed: int = 0,  # of the sample of users
-) -> pd.DataFrame:  # graph, settings, roc_auc, gain, se; a row for each that was tried
+) -> pd.DataFrame:  # graph, settings, roc_auc, gain, se, low; a row for each that was tried
     "Try every setting on every graph."
     check_number("max_users", max_users, 1, whole=True)
     if not graphs:
@@ -169,12 +169,13 @@ class _Judge:
         alpha = trust(np.diff(self.Y.indptr), config.alpha, config.half_trust)[self.at[1]]
         return np.clip(mixing(config.beta, config.T, len(P) - 1) @ (P + alpha * Q), 0, 1)
 
-    def measure(self, scores: np.ndarray) -> pd.DataFrame:  # roc_auc, gain, se; a row a setting
-        "Mean over users, gain over the base, its standard error."
+    def measure(self, scores: np.ndarray) -> pd.DataFrame:  # roc_auc, gain, se, low; a row a setting
+        "Mean over users, gain over the base, its standard error and the low end of its interval."
         auc = user_auc(self.at[1], self.y, scores, self.base.shape[1])
         auc, base = auc[:, np.isfinite(self.base[0])], self.base[:, np.isfinite(self.base[0])]
         se = pd.DataFrame((auc - base).T).sem().to_numpy()
-        return pd.DataFrame({"roc_auc": auc.mean(axis=1), "gain": (auc - base).mean(axis=1), "se": se})
+        gain = (auc - base).mean(axis=1)
+        return pd.DataFrame({"roc_auc": auc.mean(axis=1), "gain": gain, "se": se, "low": gain - 1.96 * se})
 
 
 _TUNED = ("rule", "shrinkage", "spread", "scale", "alpha", "half_trust", "beta", "T")
@@ -184,8 +185,8 @@ def best(
     table: pd.DataFrame,  # from `tune`
     usual: CorrectAndSmooth = CorrectAndSmooth(),  # as for `tune`
 ) -> tuple[str, CorrectAndSmooth]:  # name of the graph, settings
-    "The best of what `tune` tried; among equals the first."
-    row = table.iloc[[int(table["roc_auc"].argmax())]].to_dict("records")[0]
+    "The surest gain of what `tune` tried; among equals the first."
+    row = table.iloc[[int(table["low"].fillna(-np.inf).argmax())]].to_dict("records")[0]
     return row["graph"], replace(usual, smoothing="scores", **{o: row[o] for o in _TUNED})
 
 # %% ../nbs/06a_tuning.ipynb #c029

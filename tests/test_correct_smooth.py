@@ -267,7 +267,7 @@ def test_residual_is_label_minus_score(world):
 def test_held_residuals_put_the_labels_in(world):
     "With a fixed scale and full trust, however far the residual is spread, labelled films score their label."
     A, Z, known, Y = world
-    config = CorrectAndSmooth("diffusion", alpha=1, spread=0.7, steps=4)
+    config = CorrectAndSmooth("diffusion", alpha=1, half_trust=0, spread=0.7, steps=4)
     found = refine(Z, marked(known, Y), operators(A, config), config)
     assert_allclose(found[known], Y[known], rtol=0, atol=1e-6)
 
@@ -352,7 +352,7 @@ def test_cells_are_in_the_order_of_the_data(world):
 def test_full_trust_puts_the_labels_in(world):
     "With the own rule, alpha = 1 and T = 0, labelled films score their label, stored 0s too."
     A, Z, known, Y = world
-    config = CorrectAndSmooth("own", alpha=1, T=0)
+    config = CorrectAndSmooth("own", alpha=1, half_trust=0, T=0)
     found = refine(Z, marked(known, Y), operators(A, config), config)
     assert_allclose(found, np.where(known, Y, Z), rtol=0, atol=1e-6)
 
@@ -362,7 +362,7 @@ def test_disliked_films_are_labels_too():
     A = sparse.csr_matrix(np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]], np.float32))
     Y = label_matrix([1], [0], [0.0], (3, 2))
     assert Y.nnz == 1
-    config = CorrectAndSmooth("neighbours", alpha=1, shrinkage=1.5)
+    config = CorrectAndSmooth("neighbours", alpha=1, half_trust=0, shrinkage=1.5)
     model = Embeddings(*(np.zeros(o, np.float32) for o in ((3, 2), 3, (2, 2), 2)))
     scorer = Scorer(model, Y, operators(A, config), config)
     base, refined = scorer.pairs(np.array([1, 1, 1, 0, 0, 0]), np.array([0, 1, 2, 0, 1, 2]))
