@@ -423,6 +423,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         share: float = 0.2,  # of each user's training ratings to hold back
     ) -> "Tuning":
         "Choose model, graph and refinement on validation ratings, and take them as settings."
+        models = list(models)
         named = {str(o): o for o in (variants(self.graph) if graphs is None else graphs)}
         trials = [_trial(self, o) for o in models]
         if not trials or not named or not all(isinstance(o, GraphConfig) for o in named.values()):
@@ -657,6 +658,15 @@ RESULT_FILES = (
 )  # fmt: skip
 
 # %% ../nbs/07_recommender.ipynb #c060
+def _write_evaluation(judged: Evaluation, folder: Path) -> None:
+    "What an evaluation found, as tables and figures."
+    judged.users.to_csv(folder / "per_user_metrics.csv", index=False)
+    judged.predictions.to_parquet(folder / "predictions.parquet", index=False)
+    (folder / "figures").mkdir()
+    for name, figure in figures(judged).items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+
+
 def run(
     source: str | Path | None = None,  # as for `load_data`
     out: str | Path = "cs_results",  # folder for the results; an earlier result in it is replaced
@@ -698,11 +708,7 @@ def run(
             if tuning is not None:
                 tuning.refinements.to_csv(fresh / "tuning.csv", index=False, float_format="%.6g")
             recommended.to_csv(fresh / "recommendations.csv", index=False, float_format="%.6g")
-            judged.users.to_csv(fresh / "per_user_metrics.csv", index=False)
-            judged.predictions.to_parquet(fresh / "predictions.parquet", index=False)
-            (fresh / "figures").mkdir()
-            for name, figure in figures(judged).items():
-                figure.savefig(fresh / "figures" / f"{name}.png", dpi=150)
+            _write_evaluation(judged, fresh)
             recommender.save(fresh / "model")
         told = summary(recommender, data, judged, seconds)
         (fresh / "summary.json").write_text(json.dumps(told, indent=1, default=np.generic.item))
