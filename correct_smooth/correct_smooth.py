@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['SCALES', 'RULES', 'SMOOTHINGS', 'label_matrix', 'cells', 'residual', 'correct', 'smooth', 'propagate', 'rescale',
            'spread_residual', 'smooth_labels', 'neighbour_residual', 'trust', 'CorrectAndSmooth', 'Operators',
-           'operators', 'correction', 'refine', 'user_blocks', 'Scorer']
+           'operators', 'correction', 'refine', 'user_blocks', 'heard', 'refine_at', 'Scorer']
 
 # %% ../nbs/05_correct_smooth.ipynb #c002
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numba import njit, prange
 from scipy import sparse
 
 from .data import check_choice, check_number
@@ -145,19 +147,37 @@ def smooth_labels(
 
     return propagate(start, S, beta, T, post)
 
-# %% ../nbs/05_correct_smooth.ipynb #c035
+# %% ../nbs/05_correct_smooth.ipynb #c037
+@njit(parallel=True, cache=True)
+def _tell_neighbours(
+    starts: np.ndarray, film: np.ndarray, e: np.ndarray,  # E by user
+    near_starts: np.ndarray, near_film: np.ndarray, near: np.ndarray,  # similarities by labelled film
+    shrinkage: np.float32,
+) -> np.ndarray:  # (m, n_items)  # fmt: skip
+    n_users, n_items = len(starts) - 1, len(near_starts) - 1
+    out = np.zeros((n_users, n_items), np.float32)
+    for u in prange(n_users):
+        weight = np.zeros(n_items, np.float32)
+        for n in range(starts[u], starts[u + 1]):
+            for q in range(near_starts[film[n]], near_starts[film[n] + 1]):
+                out[u, near_film[q]] += near[q] * e[n]
+                weight[near_film[q]] += near[q]
+        for i in range(n_items):
+            if weight[i] > 0:
+                out[u, i] /= weight[i] + shrinkage
+    return out
+
+
 def neighbour_residual(
     E: sparse.csc_matrix,  # (n_items, m) residual
-    near: sparse.csr_matrix,  # (n_items, n_items) similarities, A + I
+    near: sparse.csc_matrix,  # (n_items, n_items) similarities, A + I
     shrinkage: float,  # lambda, in units of similarity
-) -> sparse.csc_matrix:  # (n_items, m), nothing stored where no neighbour is labelled
+) -> np.ndarray:  # (n_items, m) float32, 0 where no neighbour is labelled
     "Residual averaged over labelled neighbours, shrunk towards 0."
-    labelled = sparse.csc_matrix((np.ones(len(E.data), np.float32), E.indices, E.indptr), shape=E.shape)
-    share = sparse.csc_matrix(near @ labelled)
-    share.data = 1 / (share.data + np.float32(shrinkage))
-    return sparse.csc_matrix((near @ E).multiply(share))
+    by_user, by_film = ((o.indptr, o.indices, o.data) for o in (E, sparse.csc_matrix(near)))
+    return _tell_neighbours(*by_user, *by_film, np.float32(shrinkage)).T
 
-# %% ../nbs/05_correct_smooth.ipynb #c041
+# %% ../nbs/05_correct_smooth.ipynb #c042
 def trust(
     n_labels: np.ndarray,  # (m,) labels of each user
     alpha: float,  # with very many labels
@@ -167,7 +187,7 @@ def trust(
     n = np.asarray(n_labels, np.float32)
     return np.float32(alpha) * n / np.maximum(n + np.float32(half_trust), 1e-9)
 
-# %% ../nbs/05_correct_smooth.ipynb #c044
+# %% ../nbs/05_correct_smooth.ipynb #c045
 RULES = ("neighbours", "own", "diffusion")
 SMOOTHINGS = ("scores", "labels")
 
@@ -211,14 +231,34 @@ _CHOICES = {
     "spread_normalisation": NORMALISATIONS,
 }
 
-# %% ../nbs/05_correct_smooth.ipynb #c047
+# %% ../nbs/05_correct_smooth.ipynb #c048
 @dataclass(frozen=True, eq=False)
 class Operators:
-    "The graph, made ready for correcting and smoothing."
+    "A graph in the forms that correcting and smoothing need, each made when it is first used."
 
-    near: sparse.csr_matrix  # A + I, similarities, with 1 for the film itself
-    spread: sparse.csr_matrix  # A normalised, to spread residuals over
-    S: sparse.csr_matrix  # A normalised, to smooth over
+    A: sparse.csr_matrix  # (n_items, n_items) similarities
+    spread_normalisation: str = "symmetric"
+    normalisation: str = "row"
+
+    @cached_property
+    def near(self) -> sparse.csr_matrix:
+        "A + I, similarities, with 1 for the film itself."
+        return sparse.csr_matrix(self.A + sparse.identity(self.A.shape[0], np.float32, format="csr"))
+
+    @cached_property
+    def near_by_column(self) -> sparse.csc_matrix:
+        "The same, by the film that is heard."
+        return self.near.tocsc()
+
+    @cached_property
+    def spread(self) -> sparse.csr_matrix:
+        "A normalised, to spread residuals over."
+        return normalise(self.A, self.spread_normalisation)
+
+    @cached_property
+    def S(self) -> sparse.csr_matrix:
+        "A normalised, to smooth over."
+        return normalise(self.A, self.normalisation)
 
 
 def operators(
@@ -226,8 +266,7 @@ def operators(
     config: CorrectAndSmooth,
 ) -> Operators:
     "Prepare a graph once, for any number of users."
-    near = sparse.csr_matrix(A + sparse.identity(A.shape[0], dtype=np.float32, format="csr"))
-    return Operators(near, normalise(A, config.spread_normalisation), normalise(A, config.normalisation))
+    return Operators(A, config.spread_normalisation, config.normalisation)
 
 
 def correction(
@@ -239,7 +278,7 @@ def correction(
     if config.rule == "own":
         return E
     if config.rule == "neighbours":
-        return neighbour_residual(E, graph.near, config.shrinkage)
+        return neighbour_residual(E, graph.near_by_column, config.shrinkage)
     return spread_residual(E, graph.spread, config.spread, config.steps, config.scale)
 
 
@@ -258,7 +297,7 @@ def refine(
         out = smooth(out, graph.S, config.beta, config.T)
     return np.clip(out, 0, 1)
 
-# %% ../nbs/05_correct_smooth.ipynb #c052
+# %% ../nbs/05_correct_smooth.ipynb #c053
 def user_blocks(
     n_users: int,
     n_items: int,
@@ -269,7 +308,66 @@ def user_blocks(
     for s in range(0, n_users, size):
         yield slice(s, min(s + size, n_users))
 
-# %% ../nbs/05_correct_smooth.ipynb #c055
+# %% ../nbs/05_correct_smooth.ipynb #c056
+@njit(parallel=True, cache=True)
+def _hear_neighbours(
+    asked_starts: np.ndarray, asked: np.ndarray,  # cells that are asked for, by user
+    starts: np.ndarray, film: np.ndarray, value: np.ndarray,  # what is known, by user
+    near_starts: np.ndarray, near_film: np.ndarray, near: np.ndarray,  # weights by the film that hears
+    parts: int,  # of the users, each done by one thread
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    n_users, n_items = len(starts) - 1, len(near_starts) - 1
+    total, weight = np.zeros(len(asked), np.float32), np.zeros(len(asked), np.float32)
+    for part in prange(parts):
+        said = np.full(n_items, np.nan, np.float32)
+        for u in range(part * n_users // parts, (part + 1) * n_users // parts):
+            for n in range(starts[u], starts[u + 1]):
+                said[film[n]] = value[n]
+            for n in range(asked_starts[u], asked_starts[u + 1]):
+                for q in range(near_starts[asked[n]], near_starts[asked[n] + 1]):
+                    if not np.isnan(said[near_film[q]]):
+                        total[n] += near[q] * said[near_film[q]]
+                        weight[n] += near[q]
+            for n in range(starts[u], starts[u + 1]):
+                said[film[n]] = np.nan
+    return total, weight
+
+
+def heard(
+    asked: sparse.csc_matrix,  # (n_items, m) an entry at each cell asked for
+    known: sparse.csc_matrix,  # (n_items, m) values, such as the residual
+    near: sparse.csr_matrix,  # (n_items, n_items) weights
+) -> tuple[np.ndarray, np.ndarray]:  # (nnz of asked,) float32 each
+    "Weighted sum of what is known among each cell's neighbours, and the sum of these weights."
+    by_user, by_film = ((o.indptr, o.indices, o.data) for o in (known, near))
+    parts = min(asked.shape[1], 64)  # enough to share out evenly, few enough that their arrays cost nothing
+    return _hear_neighbours(asked.indptr, asked.indices, *by_user, *by_film, parts)
+
+# %% ../nbs/05_correct_smooth.ipynb #c059
+def refine_at(
+    asked: sparse.csc_matrix,  # (n_items, m) an entry at each cell asked for
+    score: Callable[[sparse.csc_matrix], np.ndarray],  # base scores at the entries of such a matrix
+    Y: sparse.csc_matrix,  # (n_items, m) labels
+    graph: Operators,
+    config: CorrectAndSmooth,  # a rule of direct neighbours, and T of 0 or 1
+) -> tuple[np.ndarray, np.ndarray]:  # base and refined, (nnz of asked,) each
+    "What `refine` would give, at some cells only."
+    E = sparse.csc_matrix((Y.data - score(Y), Y.indices, Y.indptr), shape=Y.shape)
+    eye, wide = sparse.identity(Y.shape[0], np.float32, format="csr"), asked
+    if config.T:
+        M = sparse.csr_matrix((1 - config.beta) * eye + config.beta * graph.S, dtype=np.float32)
+        wide = sparse.csc_matrix(M.T @ asked)
+    own = config.rule == "own"
+    total, weight = heard(wide, E, eye if own else graph.near)
+    alpha = trust(np.diff(Y.indptr), config.alpha, config.half_trust)[cells(wide)[1]]
+    base = score(wide)
+    after = base + alpha * total / np.maximum(weight + np.float32(0 if own else config.shrinkage), 1e-9)
+    if config.T:
+        corrected = sparse.csc_matrix((after, wide.indices, wide.indptr), shape=wide.shape)
+        base, after = score(asked), heard(asked, corrected, M)[0]
+    return base, np.clip(after, 0, 1)
+
+# %% ../nbs/05_correct_smooth.ipynb #c062
 @dataclass(frozen=True, eq=False)
 class Scorer:
     "Base and refined scores of any user and film."
@@ -296,12 +394,43 @@ class Scorer:
         megabytes: float = 64,
     ) -> tuple[np.ndarray, np.ndarray]:  # base and refined, (n,) each
         "Scores of given pairs before and after, in the order asked for."
-        users, column = np.unique(user, return_inverse=True)
-        order = np.argsort(column, kind="stable")
-        begin = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=len(users)))]).astype(int)
+        order = np.argsort(user, kind="stable")
+        users, count = np.unique(user, return_counts=True)
+        starts = np.append(0, np.cumsum(count))
         base, refined = np.empty(len(user), np.float32), np.empty(len(user), np.float32)
-        for at, before, after in self.blocks(users, megabytes):
-            rows = order[begin[at.start] : begin[at.stop]]
-            cells = item[rows], column[rows] - at.start
-            base[rows], refined[rows] = before[cells], after[cells]
+        for at in user_blocks(len(users), self._cells_of_a_user(len(user) / max(len(users), 1)), megabytes):
+            rows = order[starts[at.start] : starts[at.stop]]
+            columns = starts[at.start : at.stop + 1] - starts[at.start]
+            asked = sparse.csc_matrix(
+                (np.ones(len(rows), np.float32), item[rows], columns),
+                shape=(self.labels.shape[0], len(columns) - 1),
+            )
+            base[rows], refined[rows] = self._at(users[at], asked)
         return base, refined
+
+    @property
+    def _local(self) -> bool:
+        "Whether a score depends on direct neighbours, and theirs, alone."
+        c = self.config
+        return c.rule != "diffusion" and (c.T == 0 or (c.T == 1 and c.smoothing == "scores"))
+
+    def _cells_of_a_user(self, asked: float) -> int:
+        "About how many scores a user takes, with so many asked for."
+        n_items, n_users = self.labels.shape
+        if not self._local:
+            return n_items
+        reach = 1 + self.graph.S.nnz / n_items if self.config.T else 1
+        return int(self.labels.nnz / n_users + asked * reach) + 1
+
+    def _at(self, users: np.ndarray, asked: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
+        "Base and refined scores at some cells of some users."
+        Y = self.labels[:, users]
+        if self._local:
+
+            def score(at: sparse.csc_matrix) -> np.ndarray:
+                i, u = cells(at)
+                return self.model.pairs(users[u], i)
+
+            return refine_at(asked, score, Y, self.graph, self.config)
+        Z = self.model.block(users)
+        return Z[cells(asked)], refine(Z, Y, self.graph, self.config)[cells(asked)]

@@ -106,7 +106,7 @@ class Batch:
     "Some ratings, and the distinct films they are about."
 
     rows: np.ndarray  # (n,) positions among the ratings
-    item: np.ndarray  # (m,) distinct films, sorted
+    item: np.ndarray  # (m,) distinct films
     which: np.ndarray  # (n,) for each rating, which of the m
 
 
@@ -116,10 +116,12 @@ def batches(
     rng: np.random.Generator | None = None,  # shuffles; None keeps the order
 ) -> Iterator[Batch]:
     "Cut the ratings into batches."
-    order = np.arange(len(item)) if rng is None else rng.permutation(len(item))
+    order = np.arange(len(item), dtype=np.int32 if len(item) < 2**31 else np.int64)
+    if rng is not None:
+        rng.shuffle(order)
     for s in range(0, len(order), size):
-        rows = order[s : s + size]
-        films, which = np.unique(item[rows], return_inverse=True)
+        rows = np.sort(order[s : s + size])
+        which, films = pd.factorize(item[rows])
         yield Batch(rows, films, which)
 
 # %% ../nbs/04_train.ipynb #c021
@@ -180,7 +182,7 @@ def train_epoch(
         loss = binary_cross_entropy_with_logits(
             logits, torch.from_numpy(target[batch.rows]).to(config.device)
         )
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         loss.backward()
         optimizer.step()
         total += loss.item() * len(batch.rows)
@@ -219,6 +221,8 @@ def _start(
 ) -> tuple[ItemUserModel, torch.optim.Optimizer]:
     "A fresh model and its optimizer."
     model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], model_config).to(config.device)
+    for table in (model.user.weight, model.user_bias.weight):
+        table.grad = torch.zeros_like(table)  # the batch's sparse gradients are added in place
     return model, torch.optim.Adam(parameter_groups(model, config), config.learning_rate, fused=True)
 
 

@@ -1,5 +1,6 @@
 """Correcting and smoothing against a plain loop over users, and laws that must hold."""
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from correct_smooth.correct_smooth import (
     Scorer,
     cells,
     correct,
+    heard,
     label_matrix,
     neighbour_residual,
     operators,
@@ -309,7 +311,7 @@ def test_corrections_are_linear_in_the_residual(world, a, which):
     def R(E):
         if which == "fixed":
             return spread_residual(E, graph.spread, 0.6, 3)
-        return neighbour_residual(E, graph.near, 1.0).toarray() if which == "neighbours" else E.toarray()
+        return neighbour_residual(E, graph.near, 1.0) if which == "neighbours" else E.toarray()
 
     assert_allclose(R(np.float32(a) * E), np.float32(a) * R(E), rtol=1e-4, atol=1e-5)
 
@@ -378,9 +380,9 @@ def test_one_labelled_neighbour_hands_its_residual_on(weight, error, shrinkage):
     near = sparse.csr_matrix(np.array([[1, 0, 0], [weight, 1, 0], [0, 0, 1]], np.float32))
     E = sparse.csc_matrix((np.array([error], np.float32), ([0], [0])), shape=(3, 1))
     plainly = neighbour_residual(E, near, 0)
-    assert 2 not in plainly.indices  # the third film has no labelled neighbour
-    assert_allclose(plainly.toarray()[:2, 0], np.float32(error), rtol=1e-6, atol=1e-30)
-    shrunk = neighbour_residual(E, near, shrinkage).toarray()[:, 0]
+    assert plainly[2, 0] == 0  # the third film has no labelled neighbour
+    assert_allclose(plainly[:2, 0], np.float32(error), rtol=1e-6, atol=1e-30)
+    shrunk = neighbour_residual(E, near, shrinkage)[:, 0]
     share = np.array([1 / (1 + shrinkage), weight / (weight + shrinkage), 0])
     assert_allclose(shrunk, error * share, rtol=1e-5, atol=1e-30)
 
@@ -437,6 +439,36 @@ def test_pairs_equal_blocks(scorer, size, data):
     assert_allclose(base, before[item, user], rtol=0, atol=1e-6)
     assert_allclose(refined, after[item, user], rtol=0, atol=1e-5)
     assert_allclose(base, scorer.model.pairs(user, item), rtol=0, atol=1e-6)
+
+
+@SOME
+@given(worlds(), st.sampled_from([0.0, 0.5, 6.0]))
+def test_neighbour_residual_is_two_sparse_products(world, shrinkage):
+    "The compiled loops against A E and A times the pattern of E, dense, whichever way edges point."
+    A, Z, known, Y = world
+    E, near = residual(Z, marked(known, Y)), operators(A, CorrectAndSmooth()).near
+    total, weight = near.toarray() @ E.toarray(), near.toarray() @ known.astype(np.float32)
+    expected = np.where(weight > 0, total / np.maximum(weight + shrinkage, 1e-9), 0)
+    assert_allclose(neighbour_residual(E, near, shrinkage), expected, rtol=0, atol=1e-5)
+    everywhere = sparse.csc_matrix(np.ones_like(Z))
+    found = heard(everywhere, E, near)
+    assert_allclose(found[0], total.T.ravel(), rtol=0, atol=1e-5)
+    assert_allclose(found[1], weight.T.ravel(), rtol=0, atol=1e-5)
+
+
+@SOME
+@given(scorers())
+def test_threads_change_nothing(scorer):
+    "One thread and all of them give the same bits, in blocks and in pairs."
+    n, m = scorer.labels.shape
+    user, item = np.divmod(np.arange(n * m), n)
+    found, threads = [], numba.get_num_threads()
+    for o in (1, threads):
+        numba.set_num_threads(o)
+        ((_, _, refined),) = scorer.blocks(np.arange(m))
+        found.append((refined, *scorer.pairs(user, item)))
+    for one, many in zip(*found, strict=True):
+        assert_array_equal(one, many)
 
 
 @SOME
