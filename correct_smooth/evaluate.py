@@ -76,7 +76,9 @@ _KEEP = __name__ != "__main__"  # in the module, not in a notebook
 
 @njit(cache=_KEEP)
 def _one_user(y: np.ndarray, z: np.ndarray) -> np.ndarray:  # (9,) in the order of `METRICS`
-    "Metrics of one user, whose films come in any order."
+    "Metrics of one user, whose films come in any order; nan without both labels."
+    if y.all() or not y.any():
+        return np.full(len(METRICS), np.nan)
     down = np.argsort(-z)
     auc, ap, ndcg, hr = _order_metrics(y[down], z[down])
     return np.array((auc, ap) + _level_metrics(y, z) + (ndcg, hr))
@@ -89,11 +91,10 @@ def _each_user(
     z: np.ndarray,  # (n,) float64
 ) -> np.ndarray:  # (n_users, 9)
     "Metrics of every user."
-    found = np.full((len(start) - 1, len(METRICS)), np.nan)
+    found = np.empty((len(start) - 1, len(METRICS)))
     for u in prange(len(start) - 1):
         own = slice(start[u], start[u + 1])
-        if 0 < y[own].sum() < len(y[own]):
-            found[u] = _one_user(y[own], z[own])
+        found[u] = _one_user(y[own], z[own])
     return found
 
 # %% ../nbs/06_evaluate.ipynb #c023
