@@ -16,7 +16,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import sparse
 from scipy.special import comb
-from scipy.stats import rankdata
 
 from correct_smooth.correct_smooth import (
     CorrectAndSmooth,
@@ -27,6 +26,7 @@ from correct_smooth.correct_smooth import (
     trust,
 )
 from .data import InputError, Interactions, check_choice, check_number, generator
+from .evaluate import user_metrics
 from .graph import GraphConfig, check_graph
 from .model import Embeddings
 
@@ -38,12 +38,10 @@ def user_auc(
     n_users: int,
 ) -> np.ndarray:  # (settings, n_users), nan for users without both labels
     "ROC AUC of every user under each of many scorings."
-    rank = rankdata(2.0 * user + scores, axis=-1)
-    n, liked = np.bincount(user, minlength=n_users), np.bincount(user, y, n_users)
-    rank -= (np.cumsum(n) - n)[user]  # from 1 within the user
-    of_liked = rank @ sparse.csr_matrix((y, (np.arange(len(user)), user)), shape=(len(user), n_users))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (of_liked - liked * (liked + 1) / 2) / (liked * (n - liked))
+    settings = len(scores)
+    each = user + n_users * np.arange(settings)[:, None]  # a number for each user under each setting
+    table = user_metrics(each.ravel(), np.tile(y, settings), scores.ravel(), settings * n_users)
+    return table["roc_auc"].to_numpy().reshape(settings, n_users)
 
 # %% ../nbs/06a_tuning.ipynb #c010
 def powers(

@@ -2,16 +2,20 @@
 
 from itertools import combinations
 
+import numba
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from pandas.testing import assert_frame_equal
+from scipy.special import gammaln
+from scipy.stats import bootstrap
 from sklearn import metrics as sk
 
 from correct_smooth.data import InputError
-from correct_smooth.evaluate import METRICS, compare, gain_by_history, user_metrics
+from correct_smooth.evaluate import BOOTSTRAP_USERS, METRICS, compare, gain_by_history, user_metrics
 
 SOME = settings(deadline=None, max_examples=40, database=None)
 ORDER = ["roc_auc", "average_precision", "ndcg_at_10", "hr_at_10"]
@@ -54,6 +58,60 @@ def by_scikit_learn(y, z):
     ]
 
 
+def by_sums_over_ties(user, y, z, n_users):
+    "The metrics of all users without a kernel: one sort of all pairs, then sums of one number a tie."
+    z, y = np.asarray(z, np.float64), y.astype(np.float64)
+    order = np.lexsort((-z, user))
+    u, s, label = user[order], z[order], y[order]
+    start = np.flatnonzero(np.append(True, (np.diff(u) != 0) | (np.diff(s) != 0)))
+    owner, size, liked = u[start], np.diff(np.append(start, len(u))), np.add.reduceat(label, start)
+    begin = np.append(0, np.cumsum(np.bincount(user, minlength=n_users)))[owner]
+    above, before = start - begin, np.cumsum(label) - label
+    liked_above = before[start] - before[begin]
+    discount = np.append(0, np.cumsum(1 / np.log2(np.arange(2, 12))))
+    shared = discount[np.minimum(above + size, 10)] - discount[np.minimum(above, 10)]
+    room = np.clip(10 - above, 0, size)
+
+    def total(value, by=user):
+        return np.bincount(by, value, n_users)
+
+    def log_choose(n, m):
+        return gammaln(np.maximum(n, m) + 1) - gammaln(m + 1) - gammaln(np.maximum(n, m) - m + 1)
+
+    called, tiny = (z >= 0.5).astype(float), np.finfo(np.float64).eps
+    n, n_liked, n_called, hits = total(np.ones_like(y)), total(y), total(called), total(y * called)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chance = np.exp(log_choose(size - liked, room) - log_choose(size, room))
+        missed = np.log(np.where(room <= size - liked, chance, 0))
+        auc = total((size - liked) * (liked_above + liked / 2), owner) / (n_liked * (n - n_liked))
+        precision = total(liked * (liked_above + liked) / (above + size), owner) / n_liked
+        surprise = -np.log(np.clip(np.where(y == 1, z, 1 - z), tiny, 1 - tiny))
+        found = [
+            auc,
+            precision,
+            total(y == called) / n,
+            np.where(n_called > 0, hits / n_called, 0),
+            hits / n_liked,
+            2 * hits / (n_liked + n_called),
+            total(surprise) / n,
+            total(liked / size * shared, owner) / discount[np.minimum(n_liked, 10).astype(int)],
+            1 - np.exp(total(missed, owner)),
+        ]
+    table = pd.DataFrame(dict(zip(METRICS, found, strict=True)))
+    table.loc[(n_liked == 0) | (n_liked == n)] = np.nan
+    return table
+
+
+def many_pairs(seed, n_users=3000, decimals=2):
+    "Shuffled pairs of many users, a few of them with hundreds of films, some with one class or none."
+    rng = np.random.default_rng(seed)
+    user = np.repeat(np.arange(n_users), rng.lognormal(2, 1.3, n_users).astype(int))
+    user = rng.permutation(user)
+    y = rng.random(len(user)) < rng.random(n_users)[user]
+    z = np.round(np.clip(rng.normal(0.45 + 0.15 * y, 0.25), 0, 1), decimals)
+    return user, y.astype(np.int64), z, n_users
+
+
 def frame(rng, n, gone=0):
     "Made-up metrics of n users, the first few of whom cannot be evaluated."
     table = pd.DataFrame(rng.random((n, len(METRICS))), columns=list(METRICS))
@@ -75,6 +133,49 @@ def test_equals_scikit_learn_user_by_user(rows):
         else:
             wanted = by_scikit_learn(y[own], z[own])
             assert_allclose(found.iloc[u], wanted, rtol=0, atol=1e-9, err_msg=f"user {u}")
+
+
+@SOME
+@given(pairs(), st.sampled_from([np.float64, np.float32]), st.sampled_from([np.int64, np.float32, bool]))
+def test_equals_sums_over_ties(rows, of_scores, of_labels):
+    "A walk over each user's films gives what sums over all users' ties give, whatever the types."
+    user, y, z, n_users = rows
+    if not len(user):
+        assert user_metrics(user, y, z, n_users).isna().all(axis=None)
+        return
+    y, z = y.astype(of_labels), z.astype(of_scores)
+    found, wanted = user_metrics(user, y, z, n_users), by_sums_over_ties(user, y, z, n_users)
+    assert_frame_equal(found, wanted, check_exact=False, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_users", [1, 3000])
+@pytest.mark.parametrize("decimals", [1, 17])
+def test_one_user_and_many(n_users, decimals):
+    "Some users have hundreds of films, with ties and without; or one user has them all."
+    user, y, z, _ = many_pairs(0, decimals=decimals)
+    user = user % n_users
+    found, wanted = user_metrics(user, y, z, n_users), by_sums_over_ties(user, y, z, n_users)
+    assert found.notna().any(axis=None)
+    assert_frame_equal(found, wanted, check_exact=False, rtol=0, atol=1e-9)
+
+
+def test_scores_that_differ_by_little_are_no_ties():
+    "Tiny scores of a user with a large number keep their order."
+    found = user_metrics([200_000] * 3, [0, 1, 0], [1e-12, 2e-12, 3e-12], 200_001)
+    assert found["roc_auc"].iloc[-1] == 0.5 and found["average_precision"].iloc[-1] == 0.5
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+def test_number_of_threads_does_not_matter():
+    "The same to the last bit."
+    before, tables = numba.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            numba.set_num_threads(threads)
+            tables.append(user_metrics(*many_pairs(1)))
+    finally:
+        numba.set_num_threads(before)
+    assert_frame_equal(*tables, check_exact=True)
 
 
 LEVEL, RARE = st.integers(0, 4), st.sampled_from([0] * 8 + [1])
@@ -120,6 +221,15 @@ def test_order_of_pairs_does_not_matter(rows, random):
     assert_allclose(shuffled, user_metrics(user, y, z, n_users), rtol=0, atol=1e-12)
 
 
+def test_order_of_many_pairs_does_not_matter():
+    "Pairs sorted by user, by score, or not at all."
+    user, y, z, n_users = many_pairs(2)
+    wanted = user_metrics(user, y, z, n_users)
+    for order in (np.argsort(user, kind="stable"), np.argsort(z), np.lexsort((y, z, -user))):
+        found = user_metrics(user[order], y[order], z[order], n_users)
+        assert_frame_equal(found, wanted, check_exact=False, rtol=0, atol=1e-12)
+
+
 @SOME
 @given(pairs(), st.permutations(range(4)))
 def test_new_numbers_for_users_move_their_rows(rows, number):
@@ -159,6 +269,23 @@ def test_scores_outside_the_unit_interval_are_named(bad):
         user_metrics([0, 0, 0], [0, 1, 1], [0.5, bad, 0.5], 1)
 
 
+@pytest.mark.parametrize(
+    "pairs, said",
+    [
+        (([0, 2], [0, 1], [0.5, 0.5]), "user of pair 1 is 2; positions are whole numbers from 0 to 1"),
+        (([0, -1], [0, 1], [0.5, 0.5]), "user of pair 1 is -1"),
+        (([0.5, 1], [0, 1], [0.5, 0.5]), "user of pair 0 is 0.5"),
+        (([0, 1], [2, 1], [0.5, 0.5]), "label of pair 0 is 2; labels must be 0 or 1"),
+        (([0, 1], [0, np.nan], [0.5, 0.5]), "label of pair 1 is nan"),
+        (([0, 1], [0, 1], [0.5]), "2 users, 2 labels and 1 scores"),
+    ],
+)
+def test_pairs_that_make_no_sense_are_named(pairs, said):
+    "Users who are not there, labels that are none, lists of different lengths."
+    with pytest.raises(InputError, match=said):
+        user_metrics(*pairs, 2)
+
+
 @SOME
 @given(st.integers(0, 99), st.integers(1, 8), st.integers(0, 3))
 def test_nothing_differs_from_itself(seed, n, gone):
@@ -196,6 +323,30 @@ def test_an_equal_change_for_everybody_has_no_width():
     gained = found.index != "log_loss"  # where more is worse
     assert (found["better"] == gained).all() and (found["worse"] == ~gained).all()
     assert (found["p_value"] < 0.001).all()
+
+
+def test_few_users_have_the_percentile_bootstrap():
+    "The ends are SciPy's, to the last bit."
+    rng = np.random.default_rng(3)
+    x, y = frame(rng, 300), frame(rng, 300)
+    drawn = bootstrap(
+        ((y - x).to_numpy(),), np.mean, n_resamples=100, method="percentile", rng=np.random.default_rng(5)
+    )
+    found = compare(x, y, resamples=100, seed=5)
+    assert (found[["low", "high"]].to_numpy().T == drawn.confidence_interval).all()
+
+
+def test_many_users_have_the_interval_that_the_bootstrap_approaches():
+    "One user more than `BOOTSTRAP_USERS`: mean ± 1.96 standard errors, close to what resampling gives."
+    rng = np.random.default_rng(4)
+    x = frame(rng, BOOTSTRAP_USERS + 1)
+    y = x + rng.exponential(1, x.shape) * (rng.random(x.shape) < 0.2) - 0.1  # far from normal
+    few, many = compare(x[:-1], y[:-1]), compare(x, y)
+    half = 1.96 * (y - x).sem()
+    assert_allclose(many["low"], (y - x).mean() - half, rtol=1e-9)
+    assert_allclose(many["high"], (y - x).mean() + half, rtol=1e-9)
+    for end in ("low", "high"):
+        assert ((few[end] - many[end]).abs() < 2 * half / 20).all()
 
 
 def test_comparing_needs_the_same_users():
