@@ -24,16 +24,16 @@ from .data import InputError, Interactions, as_numbers, check_choice, check_numb
 from .features import BLOCKS
 
 # %% ../nbs/02_graph.ipynb #c006
-def _largest_per_row(A: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
-    "The k largest positive entries of each row, the smaller column first among equals."
-    C = A.tocoo()
-    keep = C.data > 0
-    row, col, value = C.row[keep], C.col[keep], C.data[keep]
-    order = np.lexsort((col, -value, row))
-    row, col, value = row[order], col[order], value[order]
-    start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=A.shape[0]))])
-    best = np.arange(len(row)) - start[row] < k
-    return sparse.csr_matrix((value[best], (row[best], col[best])), shape=A.shape)
+def _without_self(A: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
+    "The first k entries of each row that are positive and not on the diagonal."
+    row = np.repeat(np.arange(A.shape[0], dtype=np.int32), np.diff(A.indptr))
+    other = (A.indices != row) & (A.data > 0)
+    count = np.append(0, np.cumsum(other))  # such entries before each
+    keep = other & (count[1:] - count[A.indptr[row]] <= k)
+    starts = np.append(0, np.cumsum(keep))[A.indptr]
+    best = sparse.csr_matrix((A.data[keep], A.indices[keep], starts), shape=A.shape)
+    best.sort_indices()
+    return best
 
 
 def cosine_knn(
@@ -51,9 +51,8 @@ def cosine_knn(
 def _product_knn(rows: sparse.csr_matrix, k: int, n_threads: int | None = None) -> sparse.csr_matrix:
     "For each row the k other rows with the largest positive dot product."
     other = sparse.csr_matrix(rows.T)
-    A = sp_matmul_topn(rows, other, k + 1, threshold=0.0, n_threads=n_threads or os.cpu_count())
-    A.setdiag(0)
-    return _largest_per_row(A, k)
+    A = sp_matmul_topn(rows, other, k + 1, threshold=0.0, sort=True, n_threads=n_threads or os.cpu_count())
+    return _without_self(A, k)
 
 # %% ../nbs/02_graph.ipynb #c010
 def corating_knn(
