@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL_FILES', 'STAGES', 'PRESETS', 'FIGURES', 'RESULT_FILES', 'stage_settings', 'with_setting', 'as_list',
-           'top_n', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'check_judgeable',
+           'top_n', 'write_rows', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'check_judgeable',
            'CorrectSmoothRecommender', 'Tuning', 'from_preset', 'summary', 'figures', 'report', 'run', 'parse_settings',
            'cs_run']
 
@@ -24,13 +24,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fastcore.script import call_parse
 from matplotlib.figure import Figure
+from numba import njit, prange
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
+from tqdm import tqdm
 
 from .correct_smooth import CorrectAndSmooth, Scorer, label_matrix, operators
 from correct_smooth.data import (
@@ -98,13 +102,40 @@ def with_setting(stage: Any, name: str, value: Any) -> Any:
     return type(stage)(**{**known, name: value})
 
 # %% ../nbs/07_recommender.ipynb #c008
-def as_list(ids: Any, name: str) -> list[Any]:
-    "Ids as a list; raises `InputError` for a single one."
+def as_list(ids: Any, name: str) -> list[Any] | np.ndarray:
+    "Ids as a list, or as the array they are; raises `InputError` for a single one."
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise InputError(f"{name} must be a list of ids, got {ids!r}; for a single one write [{ids!r}]")
-    return list(ids)
+    return np.asarray(ids) if isinstance(ids, (np.ndarray, pd.Series, pd.Index)) else list(ids)
 
-# %% ../nbs/07_recommender.ipynb #c011
+# %% ../nbs/07_recommender.ipynb #c013
+@njit(parallel=True, cache=True)
+def _shortlists(
+    scores: np.ndarray,  # (m, n_items), a row a user
+    n: int,
+    shut: np.ndarray,
+    seen_starts: np.ndarray,
+    seen: np.ndarray,
+) -> np.ndarray:  # (m, n) items, best first; -1 where none is left
+    item = np.full((len(scores), n), -1, np.int32)
+    for u in prange(len(scores)):
+        count, next_seen = 0, seen_starts[u]
+        for i in range(len(shut)):
+            while next_seen < seen_starts[u + 1] and seen[next_seen] < i:
+                next_seen += 1
+            if shut[i] or (next_seen < seen_starts[u + 1] and seen[next_seen] == i):
+                continue
+            if count == n and scores[u, i] <= scores[u, item[u, n - 1]]:
+                continue
+            count = min(count + 1, n)
+            place = count - 1
+            while place > 0 and scores[u, item[u, place - 1]] < scores[u, i]:
+                item[u, place] = item[u, place - 1]
+                place -= 1
+            item[u, place] = i
+    return item
+
+
 def top_n(
     scores: np.ndarray,  # (n_items, m)
     n: int,
@@ -112,21 +143,44 @@ def top_n(
     seen: sparse.csc_matrix | None = None,  # (n_items, m) stored where the user should not get the film
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # item, column, rank from 1; by column and rank
     "The best n films of each column; fewer where fewer are left."
-    open_ = scores.copy()
-    open_[shut] = -np.inf
-    if seen is not None:
-        open_[seen.indices, np.repeat(np.arange(seen.shape[1]), np.diff(seen.indptr))] = -np.inf
-    n = min(n, len(scores))
-    best = np.sort(
-        np.argpartition(-open_, n - 1, axis=0)[:n], axis=0
-    )  # by position, so that equal scores stay in order
-    value = np.take_along_axis(open_, best, axis=0)
-    order = np.argsort(-value, axis=0, kind="stable")
-    item, value = (np.take_along_axis(o, order, axis=0) for o in (best, value))
-    column, place = np.nonzero(np.isfinite(value.T))
-    return item[place, column], column, place + 1
+    seen = sparse.csc_matrix(scores.shape, dtype=np.float32) if seen is None else seen.sorted_indices()
+    best = _shortlists(np.ascontiguousarray(scores.T), min(n, len(scores)), shut, seen.indptr, seen.indices)
+    column, place = np.nonzero(best >= 0)
+    return best[column, place], column, place + 1
 
-# %% ../nbs/07_recommender.ipynb #c014
+# %% ../nbs/07_recommender.ipynb #c016
+@contextmanager
+def write_rows(
+    path: str | Path,  # .parquet or .csv; an earlier file is replaced
+) -> Iterator[Callable[[pd.DataFrame], None]]:  # call it with one table after the other
+    "Write tables of the same columns into one file, whole or not at all."
+    path = Path(path).expanduser().resolve()
+    if path.suffix not in (".parquet", ".csv") or path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path} must be a .parquet or .csv file in a folder that exists")
+    part, writer = path.with_name(f".{path.name}.part"), None
+
+    def write(rows: pd.DataFrame) -> None:
+        nonlocal writer
+        if path.suffix == ".csv":
+            rows.to_csv(part, index=False, float_format="%.6g", mode="a", header=not part.exists())
+            return
+        table = pa.Table.from_pandas(rows, schema=writer and writer.schema, preserve_index=False)
+        writer = writer or pq.ParquetWriter(part, table.schema)
+        writer.write_table(table)
+
+    part.unlink(missing_ok=True)
+    try:
+        yield write
+        if writer:
+            writer.close()
+        if part.exists():
+            part.replace(path)
+    finally:
+        if writer:
+            writer.close()  # does nothing a second time
+        part.unlink(missing_ok=True)
+
+# %% ../nbs/07_recommender.ipynb #c019
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "Base against refined on held-out ratings."
@@ -179,8 +233,8 @@ def evaluation(
         int((~judged).sum()),
     )
 
-# %% ../nbs/07_recommender.ipynb #c017
-FORMAT = 2  # of saved models; in 1 the weights had no number of the model before their names
+# %% ../nbs/07_recommender.ipynb #c022
+FORMAT = 3  # of saved models; in 1 weights lacked the number of their model, in 2 weight_decay was per step
 MODEL_FILES = (
     "model.json", "weights.safetensors", "graph.npz",
     "movies.parquet", "ratings.parquet", "thresholds.parquet",
@@ -198,7 +252,7 @@ def stage_from_json(kind: type, settings: dict[str, Any]) -> Any:
     "A frozen settings object back from JSON."
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
-# %% ../nbs/07_recommender.ipynb #c020
+# %% ../nbs/07_recommender.ipynb #c025
 def check_judgeable(held: MovieData) -> None:
     "Raise `InputError` if no user has both a liked and another film among held-out ratings."
     pairs = index_ratings(held)
@@ -209,7 +263,7 @@ def check_judgeable(held: MovieData) -> None:
             "so nothing can be measured; hold out a larger share, or bring more ratings"
         )
 
-# %% ../nbs/07_recommender.ipynb #c023
+# %% ../nbs/07_recommender.ipynb #c028
 class CorrectSmoothRecommender(BaseEstimator):
     "Global item encoder and user embeddings, corrected and smoothed for each user over a film graph."
 
@@ -360,26 +414,40 @@ class CorrectSmoothRecommender(BaseEstimator):
         items: Any = None,  # recommend only among these films; None: all
     ) -> pd.DataFrame:  # user_id, rank, item_id, title, base, refined; best first
         "The best films for each user, by refined score."
+        return pd.concat(self._tops(user_ids, n, exclude_seen, items), ignore_index=True)
+
+    def write_recommendations(
+        self,
+        path: str | Path,  # .parquet or .csv; an earlier file of that name is replaced
+        user_ids: Any = None,  # this and the rest as for `recommend`
+        n: int = 10,
+        exclude_seen: bool = True,
+        items: Any = None,
+    ) -> None:
+        "The same into a file, block by block: memory does not grow with the number of users."
+        with write_rows(path) as write:
+            for top in self._tops(user_ids, n, exclude_seen, items):
+                write(top)
+
+    def _tops(self, user_ids: Any, n: int, exclude_seen: bool, items: Any) -> Iterator[pd.DataFrame]:
+        "The best films, a block of users at a time; one empty table if there are no users."
         check_number("n", n, 1, whole=True)
         check_choice("exclude_seen", exclude_seen, (True, False))
         ids = pd.Index(getattr(self, "users_", []) if user_ids is None else as_list(user_ids, "user_ids"))
-        users, parts = self._rows(ids), [pd.DataFrame(columns=["user_id", "rank", "item", "base", "refined"])]
-        shut = np.full(len(self.items_), items is not None)
+        users, shut = self._rows(ids), np.full(len(self.items_), items is not None)
         if items is not None:
             shut[positions(as_list(items, "items"), self.items_, "item")] = False
-        for at, base, refined in self.scorer_.blocks(users):
-            item, column, rank = top_n(
-                refined, n, shut, self.scorer_.labels[:, users[at]] if exclude_seen else None
-            )
-            scores = {"base": base[item, column], "refined": refined[item, column]}
-            parts.append(pd.DataFrame({"user_id": ids[at][column], "rank": rank, "item": item, **scores}))
-        top = pd.concat(parts[1:] or parts, ignore_index=True)
-        item = top.pop("item").to_numpy(int)
-        top.insert(2, "item_id", self.items_[item])
-        top.insert(
-            3, "title", self.data_.movies["title"].to_numpy()[item] if "title" in self.data_.movies else ""
-        )
-        return top
+        titles = self.data_.movies.get("title", pd.Series("", self.items_)).to_numpy()
+        blocks = self.scorer_.blocks(users) if len(users) else [(slice(0), *np.empty((2, len(shut), 0)))]
+        quiet = {} if self.progress else {"disable": True}
+        with tqdm(total=len(users), desc="recommending", unit="user", leave=False, **quiet) as bar:
+            for at, base, refined in blocks:
+                seen = self.scorer_.labels[:, users[at]] if exclude_seen else None
+                item, column, rank = top_n(refined, n, shut, seen)
+                told = {"user_id": ids[at][column], "rank": rank, "item_id": self.items_[item]}
+                scores = {"base": base[item, column], "refined": refined[item, column]}
+                yield pd.DataFrame({**told, "title": titles[item], **scores})
+                bar.update(base.shape[1])
 
     def evaluate(
         self,
@@ -495,7 +563,7 @@ class CorrectSmoothRecommender(BaseEstimator):
             except (AttributeError, IndexError) as error:  # settings of the wrong kind
                 raise InputError(f"{folder}/model.json is damaged: {error}") from error
 
-# %% ../nbs/07_recommender.ipynb #c025
+# %% ../nbs/07_recommender.ipynb #c030
 @dataclass(frozen=True, eq=False)
 class Tuning:
     "All that was tried, judged on validation ratings."
@@ -530,7 +598,7 @@ def _compare_models(
     found = {"roc_auc": auc.mean(axis=1), "difference": more.mean(axis=1)}
     return pd.DataFrame({"settings": told, **found, "se": pd.DataFrame(more.T).sem()})
 
-# %% ../nbs/07_recommender.ipynb #c027
+# %% ../nbs/07_recommender.ipynb #c032
 def _restored(
     cls: type[CorrectSmoothRecommender], folder: Path, about: dict[str, Any]
 ) -> CorrectSmoothRecommender:
@@ -556,7 +624,7 @@ def _restored(
     A = check_graph(A, len(data.movies))
     return self._keep(data, features, features.transform(data.movies), A, models)
 
-# %% ../nbs/07_recommender.ipynb #c050
+# %% ../nbs/07_recommender.ipynb #c055
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "original": {
@@ -585,7 +653,7 @@ def from_preset(
         raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return clone(CorrectSmoothRecommender(**PRESETS[name])).set_params(**settings)
 
-# %% ../nbs/07_recommender.ipynb #c053
+# %% ../nbs/07_recommender.ipynb #c058
 def summary(
     recommender: CorrectSmoothRecommender,  # fitted
     data: MovieData,  # before the split
@@ -610,7 +678,7 @@ def summary(
         "versions": {"python": platform.python_version(), **{o: version(o) for o in packages}},
     }
 
-# %% ../nbs/07_recommender.ipynb #c054
+# %% ../nbs/07_recommender.ipynb #c059
 FIGURES = {"gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2), "metrics": (7.0, 3.5)}
 
 
@@ -628,7 +696,7 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     plot_metrics(judged.result, axes["metrics"])
     return out
 
-# %% ../nbs/07_recommender.ipynb #c057
+# %% ../nbs/07_recommender.ipynb #c062
 def report(told: dict[str, Any]) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
@@ -651,13 +719,13 @@ def report(told: dict[str, Any]) -> str:
         ]
     )
 
-# %% ../nbs/07_recommender.ipynb #c059
+# %% ../nbs/07_recommender.ipynb #c064
 RESULT_FILES = (
     "summary.json", "per_user_metrics.csv", "predictions.parquet", "recommendations.csv", "figures", "model",
     "tuning.csv",
 )  # fmt: skip
 
-# %% ../nbs/07_recommender.ipynb #c060
+# %% ../nbs/07_recommender.ipynb #c065
 def _write_evaluation(judged: Evaluation, folder: Path) -> None:
     "What an evaluation found, as tables and figures."
     judged.users.to_csv(folder / "per_user_metrics.csv", index=False)
@@ -701,20 +769,19 @@ def run(
         recommender.fit(train_part, table)
     with stage("evaluate"):
         judged = recommender.evaluate(test_part)
-    with stage("recommend"):
-        recommended = recommender.recommend(n=n)
     with write_beside(out, RESULT_FILES) as fresh:
+        with stage("recommend"):
+            recommender.write_recommendations(fresh / "recommendations.csv", n=n)
         with stage("write"):
             if tuning is not None:
                 tuning.refinements.to_csv(fresh / "tuning.csv", index=False, float_format="%.6g")
-            recommended.to_csv(fresh / "recommendations.csv", index=False, float_format="%.6g")
             _write_evaluation(judged, fresh)
             recommender.save(fresh / "model")
         told = summary(recommender, data, judged, seconds)
         (fresh / "summary.json").write_text(json.dumps(told, indent=1, default=np.generic.item))
     return told
 
-# %% ../nbs/07_recommender.ipynb #c063
+# %% ../nbs/07_recommender.ipynb #c068
 def parse_settings(
     text: str,  # "model__emb_dim=32 refinement__alpha=0.5"
 ) -> dict[str, Any]:
@@ -739,7 +806,7 @@ def parse_settings(
             settings[name] = value
     return settings
 
-# %% ../nbs/07_recommender.ipynb #c066
+# %% ../nbs/07_recommender.ipynb #c071
 @call_parse
 def cs_run(
     data: str = "",  # demo, synthetic, a folder or a MovieLens zip; default: $CORRECT_SMOOTH_DATA, else demo
