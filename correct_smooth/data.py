@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numba import njit
 
 # %% ../nbs/00_data.ipynb #c005
 class InputError(ValueError):
@@ -566,18 +568,26 @@ def write_tables(
         data.ratings.to_parquet(fresh / "ratings.parquet", index=False)
 
 # %% ../nbs/00_data.ipynb #c048
-def _planted_movies(n_items: int, n_themes: int, rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray]:
+def _long_tail(n: int) -> np.ndarray:
+    "Shares of n things, the most frequent first; they add up to one."
+    share = 1 / np.arange(20, n + 20)
+    return share / share.sum()
+
+
+def _planted_movies(
+    n_items: int, n_themes: int, theme_words: int, plot_words: int, rng: np.random.Generator
+) -> tuple[pd.DataFrame, np.ndarray]:
     "Films with genres and plots that tell their themes, and the themes (n_items, n_themes)."
     themes = rng.dirichlet(np.full(n_themes, 0.3), n_items)
     first_two = np.argsort(-themes, axis=1)[:, :2]
-    spoken = np.array([rng.choice(n_themes, 12, p=p) for p in themes])
-    words = np.char.add(
-        np.char.add("w", spoken.astype(str)), np.char.add("x", rng.integers(0, 40, spoken.shape).astype(str))
-    )
+    draw, upto = rng.random((n_items, plot_words)), np.cumsum(themes, axis=1)
+    spoken = np.sum([draw > upto[:, [k]] for k in range(n_themes - 1)], axis=0)
+    word = np.searchsorted(np.cumsum(_long_tail(theme_words))[:-1], rng.random(draw.shape))
+    words = np.array([f"w{t}x{w}" for t in range(n_themes) for w in range(theme_words)], dtype=object)
     movies = pd.DataFrame(
         {
             "title": [f"Film {k}" for k in range(n_items)],
-            "overview": [" ".join(o) for o in words],
+            "overview": [" ".join(o) for o in words[spoken * theme_words + word]],
             "genres": [tuple(f"Theme {t}" for t in sorted(o)) for o in first_two],
             "year": rng.integers(1950, 2021, n_items).astype(float),
         },
@@ -585,22 +595,48 @@ def _planted_movies(n_items: int, n_themes: int, rng: np.random.Generator) -> tu
     )
     return movies, themes
 
+# %% ../nbs/00_data.ipynb #c051
+def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    "How many ratings each user gives: long-tailed, 5 to `most`, `n_ratings` together."
+    busy = rng.lognormal(0, 1, n_users)
+    low, high = 0.0, most / busy.min()
+    for _ in range(100):  # halve the range of scales until nothing is left of it
+        scale = (low + high) / 2
+        low, high = (scale, high) if np.clip(scale * busy, 5, most).sum() <= n_ratings else (low, scale)
+    count = np.clip(low * busy, 5, most).astype(np.int64)
+    left = n_ratings - int(count.sum())
+    count[rng.choice(np.flatnonzero(count < most), left, replace=False)] += 1
+    return count
 
+# %% ../nbs/00_data.ipynb #c054
+@njit(cache=True)
+def _draw_films(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    "For each user `count` different films, one user after the other; `upto` adds up the films' shares."
+    film, drawn_by = np.empty(count.sum(), np.int64), np.full(len(upto), -1)
+    at = 0
+    for user in range(len(count)):
+        stop = at + count[user]
+        while at < stop:
+            k = min(int(np.searchsorted(upto, rng.random())), len(upto) - 1)
+            if drawn_by[k] != user:
+                drawn_by[k], film[at] = user, k
+                at += 1
+    return film
+
+# %% ../nbs/00_data.ipynb #c057
 def _planted_ratings(
     users: np.ndarray,
+    count: np.ndarray,
     themes: np.ndarray,
     quality: np.ndarray,
-    share: np.ndarray,
-    mean_count: float,
+    upto: np.ndarray,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    "Ratings of one block of users: whom, what, how much."
+    "Ratings of one block of users, by user and film: whom, what, how much, when."
     leaning = rng.normal(0, 2.5, (len(users), themes.shape[1]))
-    count = np.maximum(rng.lognormal(np.log(mean_count) - 0.5, 1.0, len(users)), 5).astype(int)
-    who = np.repeat(np.arange(len(users)), np.minimum(count, len(quality) // 2))
-    what = np.searchsorted(np.cumsum(share), rng.random(len(who))).clip(max=len(quality) - 1)
-    pair = np.unique(who * len(quality) + what)
-    who, what = pair // len(quality), pair % len(quality)
+    who = np.repeat(np.arange(len(users)), count)
+    pair = np.sort(who * len(quality) + _draw_films(count, upto, rng))
+    what = pair % len(quality)
     taste = np.einsum("ij,ij->i", leaning[who], themes[what] - themes.mean(0))
     stars = 3.5 + quality[what] + taste + rng.normal(0, 0.5, len(who))
     stars = np.round(np.clip(stars, 0.5, 5) * 2) / 2
@@ -611,59 +647,59 @@ def _planted_ratings(
 
 
 def _planted_world(
-    n_users: int, n_items: int, n_ratings: int, n_themes: int, seed: int, block: int
+    n_users: int, n_items: int, n_ratings: int, n_themes: int, theme_words: int, plot_words: int, seed: int
 ) -> tuple[pd.DataFrame, Iterator[pd.DataFrame]]:
     "Films, and the ratings in blocks of users."
-    sizes = {"n_users": (n_users, 1), "n_items": (n_items, 10), "n_ratings": (n_ratings, 5 * n_users)}
-    for name, (n, least) in {**sizes, "n_themes": (n_themes, 2)}.items():
-        check_number(name, n, least, 1e10, whole=True)
+    for name, value, least in (("n_users", n_users, 1), ("n_items", n_items, 10)):
+        check_number(name, value, least, whole=True)
+    most = n_items * 3 // 4
+    check_number("n_ratings", n_ratings, 5 * n_users, most * n_users, whole=True)
+    words = {"n_themes": (n_themes, 2), "theme_words": (theme_words, 1), "plot_words": (plot_words, 1)}
+    for name, (value, least) in words.items():
+        check_number(name, value, least, 1e6, whole=True)
     rng = generator(seed)
-    movies, themes = _planted_movies(n_items, n_themes, rng)
-    quality = rng.normal(0, 0.3, n_items)
-    share = rng.permutation(1 / np.arange(20, n_items + 20))
-    share /= share.sum()
-    blocks = (
-        _planted_ratings(
-            np.arange(s, min(s + block, n_users)), themes, quality, share, n_ratings / n_users, rng
-        )
-        for s in range(0, n_users, block)
-    )
-    return movies, blocks
+    movies, themes = _planted_movies(n_items, n_themes, theme_words, plot_words, rng)
+    quality, upto = rng.normal(0, 0.3, n_items), np.cumsum(rng.permutation(_long_tail(n_items)))
+    count = _planted_counts(n_users, n_ratings, most, rng)
+    blocks = np.array_split(np.arange(n_users), -(-n_users // 10_000))
+    return movies, (_planted_ratings(o, count[o], themes, quality, upto, rng) for o in blocks)
 
-
+# %% ../nbs/00_data.ipynb #c058
 def synthetic_data(
     n_users: int = 500,
     n_items: int = 1_000,
-    n_ratings: int = 50_000,  # about; repeated draws of a film by a user are merged
+    n_ratings: int = 50_000,  # exactly; at least 5 a user, and at most three quarters of the films
     n_themes: int = 8,  # themes that films mix and users lean towards or away from
     seed: int = 0,
+    theme_words: int = 40,  # different words each theme is told in, some much more often than others
+    plot_words: int = 12,  # words of a plot, repeated ones counted again
 ) -> MovieData:
     "A made-up world with planted tastes; the same seed gives the same world."
-    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, seed, block=10_000)
+    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
     return movie_data(movies, pd.concat(blocks, ignore_index=True), "synthetic")
 
-
+# %% ../nbs/00_data.ipynb #c060
 def write_synthetic(
     folder: str | Path,  # receives movies.parquet and ratings.parquet, for `read_tables`
     n_users: int,
     n_items: int,
-    n_ratings: int,  # about
+    n_ratings: int,  # exactly
     n_themes: int = 8,
     seed: int = 0,
+    theme_words: int = 40,  # as in `synthetic_data`; some thousand make a vocabulary as large as real ones
+    plot_words: int = 12,
 ) -> None:
     "The same world written block by block: memory does not grow with the number of ratings."
-    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, seed, block=10_000)
+    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
     with write_beside(folder, TABLES) as fresh:
         movies.reset_index().to_parquet(fresh / "movies.parquet", index=False)
-        writer = None
-        for block in blocks:
-            table = pa.Table.from_pandas(block, preserve_index=False)
-            writer = writer or pq.ParquetWriter(fresh / "ratings.parquet", table.schema)
-            writer.write_table(table)
-        if writer:
-            writer.close()
+        tables = (pa.Table.from_pandas(o, preserve_index=False) for o in blocks)
+        first = next(tables)
+        with pq.ParquetWriter(fresh / "ratings.parquet", first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
 
-# %% ../nbs/00_data.ipynb #c051
+# %% ../nbs/00_data.ipynb #c063
 def load_data(
     source: str
     | Path
@@ -693,7 +729,7 @@ def load_data(
         "each .parquet or .csv"
     )
 
-# %% ../nbs/00_data.ipynb #c056
+# %% ../nbs/00_data.ipynb #c068
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 MOVIELENS_MD5 = {
     "ml-latest-small": "31a303aabbc519bd33d025e44d6c2570",
@@ -740,7 +776,7 @@ def fetch_movies_dataset() -> Path:  # the folder, for `load_data`
         ) from error
     return Path(kagglehub.dataset_download("rounakbanik/the-movies-dataset"))
 
-# %% ../nbs/00_data.ipynb #c061
+# %% ../nbs/00_data.ipynb #c073
 def _position_within(
     user: np.ndarray,  # (n,) user of each row
     key: np.ndarray,  # (n,) what to sort each user's rows by
@@ -764,7 +800,7 @@ def _share(share: float) -> float:
         raise InputError(f"a share of {share} leaves nothing to learn from or nothing to test on")
     return share
 
-# %% ../nbs/00_data.ipynb #c063
+# %% ../nbs/00_data.ipynb #c075
 def holdout(
     ratings: pd.DataFrame,
     share: float = 0.2,  # of each user's ratings, rounded; at least one if the user has two
@@ -822,7 +858,7 @@ def cold_users(ratings: pd.DataFrame, share: float = 0.1, seed: int = 0) -> np.n
     "Hide every rating of a random share of the users."
     return _cold(ratings["user_id"], share, seed)
 
-# %% ../nbs/00_data.ipynb #c070
+# %% ../nbs/00_data.ipynb #c082
 LABEL_RULES = ("train", "all")
 
 
@@ -852,7 +888,7 @@ def split(
     train, test = (replace(data, ratings=o, thresholds=thresholds) for o in parts)
     return train, test
 
-# %% ../nbs/00_data.ipynb #c075
+# %% ../nbs/00_data.ipynb #c087
 @dataclass(frozen=True, eq=False)
 class Interactions:
     "Labelled (user, item) pairs by position, with the vocabularies that give ids back."

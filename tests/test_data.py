@@ -34,6 +34,7 @@ from correct_smooth.data import (
     split,
     synthetic_data,
     write_beside,
+    write_synthetic,
     write_tables,
 )
 
@@ -624,6 +625,56 @@ def test_tables_come_back_as_they_were(tmp_path):
     again = read_tables(tmp_path / "world")
     pd.testing.assert_frame_equal(again.movies, data.movies, check_index_type=False)
     pd.testing.assert_frame_equal(again.ratings, data.ratings)
+
+
+# made-up worlds
+
+
+@st.composite
+def shapes(draw):
+    "Users, films and ratings of a world that can be."
+    n_users, n_items = draw(st.integers(1, 30)), draw(st.integers(10, 40))
+    return n_users, n_items, draw(st.integers(5 * n_users, n_items * 3 // 4 * n_users))
+
+
+@SOME
+@given(shapes(), st.integers(0, 9))
+def test_worlds_have_exactly_the_size_asked_for(shape, seed):
+    "Every user and film is there, each rating once, nobody with too few or too many."
+    n_users, n_items, n_ratings = shape
+    data = synthetic_data(*shape, seed=seed)
+    assert len(data.movies) == n_items and len(data.ratings) == n_ratings and not data.dropped
+    each = data.ratings.groupby("user_id").size()
+    assert list(each.index) == list(range(n_users))
+    assert each.min() >= 5 and each.max() <= n_items * 3 // 4
+    assert set(data.ratings["rating"] * 2) <= set(range(1, 11))
+
+
+@pytest.mark.parametrize("n_ratings", [4 * 7, 5 * 7 - 1, 15 * 7 + 1, 10**9])
+def test_worlds_that_cannot_be_are_refused(tmp_path, n_ratings):
+    "Fewer than five ratings a user, or more than three quarters of the films, and nothing is written."
+    with pytest.raises(InputError, match=f"n_ratings must be a whole number from 35 to 105, got {n_ratings}"):
+        write_synthetic(tmp_path / "world", 7, 20, n_ratings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_world_on_disk_is_the_one_in_memory(tmp_path):
+    "Users of several blocks, written one block after another."
+    shape = {"n_users": 12_000, "n_items": 30, "n_ratings": 72_000, "theme_words": 9, "plot_words": 5}
+    write_synthetic(tmp_path / "world", **shape)
+    there, here = read_tables(tmp_path / "world"), synthetic_data(**shape)
+    pd.testing.assert_frame_equal(there.ratings, here.ratings)
+    pd.testing.assert_frame_equal(there.movies, here.movies, check_index_type=False)
+
+
+def test_worlds_have_long_tails():
+    "A few films, users and words are met much more often than most; every word can occur."
+    data = synthetic_data(2_000, 1_000, 100_000, n_themes=3, theme_words=300, plot_words=40)
+    words = data.movies["overview"].str.split()
+    assert (words.str.len() == 40).all() and words.explode().nunique() == 900
+    for column in (words.explode(), data.ratings["item_id"], data.ratings["user_id"]):
+        count = column.value_counts()
+        assert count.quantile(0.99) > 5 * count.median()
 
 
 # writing cut short
