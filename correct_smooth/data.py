@@ -13,14 +13,17 @@ __all__ = ['UNREADABLE', 'TEXTS', 'LISTS', 'NUMBERS', 'TABLES', 'GROUPLENS', 'MO
 # %% ../nbs/00_data.ipynb #c002
 import ast
 import os
+import re
 import shutil
 import tempfile
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numba import njit
 
 # %% ../nbs/00_data.ipynb #c005
 class InputError(ValueError):
@@ -144,6 +148,9 @@ def as_numbers(column: pd.Series) -> pd.Series:
     "Numbers as float64; text that is no number, truth values, dates and absurd sizes become missing."
     if column.dtype.kind in "bcmM" or isinstance(column.dtype, pd.PeriodDtype):
         return pd.Series(np.nan, column.index)
+    if column.dtype.kind in "iuf":
+        values = column.to_numpy(np.float64, na_value=np.nan)
+        return pd.Series(np.where(np.abs(values) < 1e15, values, np.nan), column.index, name=column.name)
     try:
         number = pd.to_numeric(column, errors="coerce")
         number = number.astype(object).where(number.notna(), np.nan).astype(np.float64)
@@ -152,8 +159,15 @@ def as_numbers(column: pd.Series) -> pd.Series:
     return number.where(number.abs() < 1e15)
 
 
+def _whole_within(column: pd.Series, low: int, high: int) -> bool:
+    "Whether these are plain 64-bit integers from `low` to `high`, and so need no conversion."
+    return bool(column.dtype == np.int64 and column.between(low, high).all())
+
+
 def _as_ids(column: pd.Series, what: str) -> pd.Series:
     "Ids as all whole numbers or all text; anything else raises `InputError`."
+    if column.dtype == np.int64:
+        return column
     column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
     kind = pd.api.types.infer_dtype(column, skipna=True)
     if kind == "floating" and (column.dropna() % 1 == 0).all() and (column.dropna().abs() < 2**53).all():
@@ -217,7 +231,9 @@ def _clean_columns(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
 
 # %% ../nbs/00_data.ipynb #c020
 def _as_seconds(column: pd.Series) -> pd.Series:
-    "Timestamps as whole seconds in float64, dates converted; what is neither becomes missing."
+    "Timestamps as whole seconds, dates converted; what is neither becomes missing."
+    if _whole_within(column, 1 - 10**15, 10**15 - 1):
+        return column
     if not pd.api.types.is_datetime64_any_dtype(column):
         return as_numbers(column)
     return (column - pd.Timestamp(0, tz=column.dt.tz)) // pd.Timedelta(seconds=1)
@@ -235,10 +251,11 @@ def _checked_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataF
     columns = [o for o in ("user_id", "item_id", "rating", "timestamp") if o in ratings.columns]
     for o in ratings.columns.difference(columns):
         dropped[f"rating column {o!r}, not one of those known"] = 1
-    out = pd.DataFrame({o: _as_ids(ratings[o], f"{o} of ratings") for o in columns[:2]})
-    out["rating"] = as_numbers(ratings["rating"])
+    found = {o: _as_ids(ratings[o], f"{o} of ratings") for o in columns[:2]}
+    found["rating"] = as_numbers(ratings["rating"])
     if "timestamp" in columns:
-        out["timestamp"] = _as_seconds(ratings["timestamp"])
+        found["timestamp"] = _as_seconds(ratings["timestamp"])
+    out = pd.concat(found, axis=1)  # unlike DataFrame(found), takes columns that need no change as they are
     for o in columns:
         bad = out[o].isna()
         if bad.any():
@@ -251,12 +268,35 @@ def _checked_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataF
     return _latest(out.astype({**kinds, "rating": np.float32}), dropped)
 
 
+def _ascending(ratings: pd.DataFrame) -> bool:
+    "Whether numbered users, and items of one user, go up from row to row; then no row repeats another."
+    if any(ratings[o].dtype.kind != "i" for o in ("user_id", "item_id")):
+        return False
+    user, item = (ratings[o].to_numpy() for o in ("user_id", "item_id"))
+    same = user[1:] == user[:-1]
+    return bool(((user[1:] > user[:-1]) | (same & (item[1:] > item[:-1]))).all())
+
+
+def _given_twice(ratings: pd.DataFrame) -> np.ndarray:
+    "True for each row whose user and item are those of another row too."
+    if _ascending(ratings):
+        return np.zeros(len(ratings), bool)
+    pair, _ = pd.factorize(ratings["user_id"])
+    item, items = pd.factorize(ratings["item_id"])
+    pair *= len(items)
+    pair += item
+    ordered = np.sort(pair)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    return np.isin(pair, twice) if len(twice) else np.zeros(len(pair), bool)
+
+
 def _latest(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     "The last rating of each user and item, by time where it is known, else by row."
-    ordered = ratings.sort_values("timestamp", kind="stable") if "timestamp" in ratings else ratings
-    again = ordered.duplicated(["user_id", "item_id"], keep="last").reindex(ratings.index)
-    dropped["ratings replaced by a later one of the same user and item"] = int(again.sum())
-    return ratings[~again].reset_index(drop=True)
+    twice = ratings[_given_twice(ratings)]
+    ordered = twice.sort_values("timestamp", kind="stable") if "timestamp" in ratings else twice
+    earlier = ordered.index[ordered.duplicated(["user_id", "item_id"], keep="last")]
+    dropped["ratings replaced by a later one of the same user and item"] = len(earlier)
+    return ratings.drop(earlier).reset_index(drop=True) if len(earlier) else ratings
 
 # %% ../nbs/00_data.ipynb #c023
 def movie_data(
@@ -277,7 +317,8 @@ def movie_data(
             if len(stars) and len(films)
             else f"nothing to learn from: {len(films)} movies and {len(stars)} ratings"
         )
-    return MovieData(films, stars[known].reset_index(drop=True), name, {k: v for k, v in count.items() if v})
+    stars = stars if known.all() else stars[known].reset_index(drop=True)
+    return MovieData(films, stars, name, {k: v for k, v in count.items() if v})
 
 # %% ../nbs/00_data.ipynb #c026
 def demo_data() -> MovieData:  # 671 users, 9,066 films
@@ -296,8 +337,16 @@ def demo_data() -> MovieData:  # 671 users, 9,066 films
     )
 
 # %% ../nbs/00_data.ipynb #c029
+_TEXT = r"""(?:'[^'\\\n\r\0\ud800-\udfff]*'|"[^"\\\n\r\0\ud800-\udfff]*")"""  # nothing escaped in it
+_OTHER = rf"'(?!name')\w+': (?:{_TEXT}|None|0|[1-9][0-9]{{0,17}})"
+_NAMED = re.compile(rf"\{{(?:{_OTHER}, )*'name': ({_TEXT})(?:, {_OTHER})*\}}", re.ASCII)
+_PLAIN = re.compile(rf"\[(?:{_NAMED.pattern}(?:, {_NAMED.pattern})*)?\]|{_NAMED.pattern}", re.ASCII)
+
+
 def _names(text: Any) -> tuple[str, ...]:
     "The `name` of each entry in a literal list of dicts; `ValueError` if it is no such list."
+    if isinstance(text, str) and _PLAIN.fullmatch(text):
+        return tuple(o[1:-1] for o in _NAMED.findall(text))
     try:
         found = ast.literal_eval(text) if isinstance(text, str) else []
     except (SyntaxError, MemoryError, RecursionError, TypeError) as error:
@@ -322,11 +371,37 @@ def _parse_names(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
     return pd.Series([parsed[k] if k >= 0 else () for k in codes], index=column.index, dtype=object)
 
 # %% ../nbs/00_data.ipynb #c032
-def _read_csv(source: Any, columns: dict[str, str], where: str = "", **kwargs: Any) -> pd.DataFrame:
+_ONLY_EMPTY_IS_MISSING: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+_RATING_KINDS = {"userId": np.int64, "movieId": np.int64, "rating": np.float64, "timestamp": np.int64}
+
+
+def _read_numbers(source: Any, kinds: dict[str, Any]) -> pd.DataFrame | None:
+    "A CSV with columns of numbers; None where a cell of theirs is missing, no number or of absurd size."
+    try:
+        with np.errstate(invalid="ignore"):
+            table = pd.read_csv(source, dtype=defaultdict(lambda: str, kinds), **_ONLY_EMPTY_IS_MISSING)
+        if all(table[o].between(-1e15, 1e15, inclusive="neither").all() for o in kinds if o in table):
+            return table
+    except UNREADABLE:
+        pass  # whoever reads it as text will say what is wrong
+    if hasattr(source, "seek"):
+        source.seek(0)
+    return None
+
+
+def _read_csv(
+    source: Any,
+    columns: dict[str, str],
+    where: str = "",
+    kinds: dict[str, Any] | None = None,  # of columns that should hold numbers only
+    **kwargs: Any,
+) -> pd.DataFrame:
     "Columns of a CSV as text, renamed; only an empty cell is missing (a film may be called NA)."
     where = where or str(source)
     with reading(where):
-        head = pd.read_csv(source, dtype=str, keep_default_na=False, na_values=[""], **kwargs)
+        head = _read_numbers(source, kinds) if kinds else None
+        if head is None:
+            head = pd.read_csv(source, dtype=str, **_ONLY_EMPTY_IS_MISSING, **kwargs)
         if not isinstance(head.index, pd.RangeIndex):
             raise InputError(
                 f"{where}: its rows have more cells than its header; quote texts that hold the separator"
@@ -340,6 +415,8 @@ def _read_csv(source: Any, columns: dict[str, str], where: str = "", **kwargs: A
 
 def _whole(column: pd.Series) -> pd.Series:
     "Digits as integers, everything else as missing."
+    if _whole_within(column, 0, 2**53 - 1):
+        return column
     number = pd.to_numeric(column, errors="coerce")
     return number.where((number >= 0) & (number < 2**53) & (number % 1 == 0)).astype("Int64")
 
@@ -349,7 +426,8 @@ def _with_ids(table: pd.DataFrame, columns: list[str], what: str, dropped: dict[
     table = table.assign(**{o: _whole(table[o]) for o in columns})
     strange = table[columns].isna().any(axis=1)
     dropped[f"{what} whose id is not a whole number"] = int(strange.sum())
-    return table[~strange].astype({o: np.int64 for o in columns})
+    table = table[~strange] if strange.any() else table
+    return table.astype({o: np.int64 for o in columns})
 
 # %% ../nbs/00_data.ipynb #c035
 _TMDB = {
@@ -413,7 +491,7 @@ def read_movies_dataset(
     links = links[known]
     movies = films.loc[links["tmdb"]].assign(item_id=links["item_id"].to_numpy())
     columns = {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
-    ratings = _read_csv(folder / f"ratings{size}.csv", columns)
+    ratings = _read_csv(folder / f"ratings{size}.csv", columns, kinds=_RATING_KINDS)
     ratings = _with_ids(ratings, ["user_id", "item_id"], "ratings", dropped)
     return movie_data(movies, ratings, folder.resolve().name, dropped)
 
@@ -441,8 +519,9 @@ def _members(path: Path) -> dict[str, Callable[[], Any]]:
 def _movielens_table(files: dict[str, Callable[[], Any]], table: str, path: Path) -> pd.DataFrame:
     "One of the tables, from its .csv or its older .dat."
     where = f"{table} in {path}"
+    options: dict[str, Any]
     if f"{table}.csv" in files:
-        name, options = f"{table}.csv", dict[str, Any]()
+        name, options = f"{table}.csv", {"kinds": _RATING_KINDS if table == "ratings" else None}
     elif f"{table}.dat" in files:
         names = {"tags": ["userId", "movieId", "tag", "timestamp"]}.get(table, list(_MOVIELENS[table]))
         name, options = (
@@ -532,7 +611,9 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
         with reading(path):
             table = pq.read_table(path)
             table.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
-            return table.to_pandas()
+            frame = table.to_pandas(split_blocks=True, self_destruct=True)  # frees each column as it goes
+            pa.default_memory_pool().release_unused()
+            return frame
     path = path.with_suffix(".csv")
     if not path.is_file():
         raise InputError(f"there is no {name}.parquet or {name}.csv in {folder}")
@@ -566,18 +647,26 @@ def write_tables(
         data.ratings.to_parquet(fresh / "ratings.parquet", index=False)
 
 # %% ../nbs/00_data.ipynb #c048
-def _planted_movies(n_items: int, n_themes: int, rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray]:
+def _long_tail(n: int) -> np.ndarray:
+    "Shares of n things, the most frequent first; they add up to one."
+    share = 1 / np.arange(20, n + 20)
+    return share / share.sum()
+
+
+def _planted_movies(
+    n_items: int, n_themes: int, theme_words: int, plot_words: int, rng: np.random.Generator
+) -> tuple[pd.DataFrame, np.ndarray]:
     "Films with genres and plots that tell their themes, and the themes (n_items, n_themes)."
     themes = rng.dirichlet(np.full(n_themes, 0.3), n_items)
     first_two = np.argsort(-themes, axis=1)[:, :2]
-    spoken = np.array([rng.choice(n_themes, 12, p=p) for p in themes])
-    words = np.char.add(
-        np.char.add("w", spoken.astype(str)), np.char.add("x", rng.integers(0, 40, spoken.shape).astype(str))
-    )
+    draw, upto = rng.random((n_items, plot_words)), np.cumsum(themes, axis=1)
+    spoken = np.sum([draw > upto[:, [k]] for k in range(n_themes - 1)], axis=0)
+    word = np.searchsorted(np.cumsum(_long_tail(theme_words))[:-1], rng.random(draw.shape))
+    words = np.array([f"w{t}x{w}" for t in range(n_themes) for w in range(theme_words)], dtype=object)
     movies = pd.DataFrame(
         {
             "title": [f"Film {k}" for k in range(n_items)],
-            "overview": [" ".join(o) for o in words],
+            "overview": [" ".join(o) for o in words[spoken * theme_words + word]],
             "genres": [tuple(f"Theme {t}" for t in sorted(o)) for o in first_two],
             "year": rng.integers(1950, 2021, n_items).astype(float),
         },
@@ -585,22 +674,48 @@ def _planted_movies(n_items: int, n_themes: int, rng: np.random.Generator) -> tu
     )
     return movies, themes
 
+# %% ../nbs/00_data.ipynb #c051
+def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    "How many ratings each user gives: long-tailed, 5 to `most`, `n_ratings` together."
+    busy = rng.lognormal(0, 1, n_users)
+    low, high = 0.0, most / busy.min()
+    for _ in range(100):  # halve the range of scales until nothing is left of it
+        scale = (low + high) / 2
+        low, high = (scale, high) if np.clip(scale * busy, 5, most).sum() <= n_ratings else (low, scale)
+    count = np.clip(low * busy, 5, most).astype(np.int64)
+    left = n_ratings - int(count.sum())
+    count[rng.choice(np.flatnonzero(count < most), left, replace=False)] += 1
+    return count
 
+# %% ../nbs/00_data.ipynb #c054
+@njit(cache=True)
+def _draw_films(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    "For each user `count` different films, one user after the other; `upto` adds up the films' shares."
+    film, drawn_by = np.empty(count.sum(), np.int64), np.full(len(upto), -1)
+    at = 0
+    for user in range(len(count)):
+        stop = at + count[user]
+        while at < stop:
+            k = min(int(np.searchsorted(upto, rng.random())), len(upto) - 1)
+            if drawn_by[k] != user:
+                drawn_by[k], film[at] = user, k
+                at += 1
+    return film
+
+# %% ../nbs/00_data.ipynb #c057
 def _planted_ratings(
     users: np.ndarray,
+    count: np.ndarray,
     themes: np.ndarray,
     quality: np.ndarray,
-    share: np.ndarray,
-    mean_count: float,
+    upto: np.ndarray,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    "Ratings of one block of users: whom, what, how much."
+    "Ratings of one block of users, by user and film: whom, what, how much, when."
     leaning = rng.normal(0, 2.5, (len(users), themes.shape[1]))
-    count = np.maximum(rng.lognormal(np.log(mean_count) - 0.5, 1.0, len(users)), 5).astype(int)
-    who = np.repeat(np.arange(len(users)), np.minimum(count, len(quality) // 2))
-    what = np.searchsorted(np.cumsum(share), rng.random(len(who))).clip(max=len(quality) - 1)
-    pair = np.unique(who * len(quality) + what)
-    who, what = pair // len(quality), pair % len(quality)
+    who = np.repeat(np.arange(len(users)), count)
+    pair = np.sort(who * len(quality) + _draw_films(count, upto, rng))
+    what = pair % len(quality)
     taste = np.einsum("ij,ij->i", leaning[who], themes[what] - themes.mean(0))
     stars = 3.5 + quality[what] + taste + rng.normal(0, 0.5, len(who))
     stars = np.round(np.clip(stars, 0.5, 5) * 2) / 2
@@ -611,59 +726,59 @@ def _planted_ratings(
 
 
 def _planted_world(
-    n_users: int, n_items: int, n_ratings: int, n_themes: int, seed: int, block: int
+    n_users: int, n_items: int, n_ratings: int, n_themes: int, theme_words: int, plot_words: int, seed: int
 ) -> tuple[pd.DataFrame, Iterator[pd.DataFrame]]:
     "Films, and the ratings in blocks of users."
-    sizes = {"n_users": (n_users, 1), "n_items": (n_items, 10), "n_ratings": (n_ratings, 5 * n_users)}
-    for name, (n, least) in {**sizes, "n_themes": (n_themes, 2)}.items():
-        check_number(name, n, least, 1e10, whole=True)
+    for name, value, least in (("n_users", n_users, 1), ("n_items", n_items, 10)):
+        check_number(name, value, least, whole=True)
+    most = n_items * 3 // 4
+    check_number("n_ratings", n_ratings, 5 * n_users, most * n_users, whole=True)
+    words = {"n_themes": (n_themes, 2), "theme_words": (theme_words, 1), "plot_words": (plot_words, 1)}
+    for name, (value, least) in words.items():
+        check_number(name, value, least, 1e6, whole=True)
     rng = generator(seed)
-    movies, themes = _planted_movies(n_items, n_themes, rng)
-    quality = rng.normal(0, 0.3, n_items)
-    share = rng.permutation(1 / np.arange(20, n_items + 20))
-    share /= share.sum()
-    blocks = (
-        _planted_ratings(
-            np.arange(s, min(s + block, n_users)), themes, quality, share, n_ratings / n_users, rng
-        )
-        for s in range(0, n_users, block)
-    )
-    return movies, blocks
+    movies, themes = _planted_movies(n_items, n_themes, theme_words, plot_words, rng)
+    quality, upto = rng.normal(0, 0.3, n_items), np.cumsum(rng.permutation(_long_tail(n_items)))
+    count = _planted_counts(n_users, n_ratings, most, rng)
+    blocks = np.array_split(np.arange(n_users), -(-n_users // 10_000))
+    return movies, (_planted_ratings(o, count[o], themes, quality, upto, rng) for o in blocks)
 
-
+# %% ../nbs/00_data.ipynb #c058
 def synthetic_data(
     n_users: int = 500,
     n_items: int = 1_000,
-    n_ratings: int = 50_000,  # about; repeated draws of a film by a user are merged
+    n_ratings: int = 50_000,  # exactly; at least 5 a user, and at most three quarters of the films
     n_themes: int = 8,  # themes that films mix and users lean towards or away from
     seed: int = 0,
+    theme_words: int = 40,  # different words each theme is told in, some much more often than others
+    plot_words: int = 12,  # words of a plot, repeated ones counted again
 ) -> MovieData:
     "A made-up world with planted tastes; the same seed gives the same world."
-    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, seed, block=10_000)
+    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
     return movie_data(movies, pd.concat(blocks, ignore_index=True), "synthetic")
 
-
+# %% ../nbs/00_data.ipynb #c060
 def write_synthetic(
     folder: str | Path,  # receives movies.parquet and ratings.parquet, for `read_tables`
     n_users: int,
     n_items: int,
-    n_ratings: int,  # about
+    n_ratings: int,  # exactly
     n_themes: int = 8,
     seed: int = 0,
+    theme_words: int = 40,  # as in `synthetic_data`; some thousand make a vocabulary as large as real ones
+    plot_words: int = 12,
 ) -> None:
     "The same world written block by block: memory does not grow with the number of ratings."
-    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, seed, block=10_000)
+    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
     with write_beside(folder, TABLES) as fresh:
         movies.reset_index().to_parquet(fresh / "movies.parquet", index=False)
-        writer = None
-        for block in blocks:
-            table = pa.Table.from_pandas(block, preserve_index=False)
-            writer = writer or pq.ParquetWriter(fresh / "ratings.parquet", table.schema)
-            writer.write_table(table)
-        if writer:
-            writer.close()
+        tables = (pa.Table.from_pandas(o, preserve_index=False) for o in blocks)
+        first = next(tables)
+        with pq.ParquetWriter(fresh / "ratings.parquet", first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
 
-# %% ../nbs/00_data.ipynb #c051
+# %% ../nbs/00_data.ipynb #c063
 def load_data(
     source: str
     | Path
@@ -693,7 +808,7 @@ def load_data(
         "each .parquet or .csv"
     )
 
-# %% ../nbs/00_data.ipynb #c056
+# %% ../nbs/00_data.ipynb #c068
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 MOVIELENS_MD5 = {
     "ml-latest-small": "31a303aabbc519bd33d025e44d6c2570",
@@ -740,7 +855,22 @@ def fetch_movies_dataset() -> Path:  # the folder, for `load_data`
         ) from error
     return Path(kagglehub.dataset_download("rounakbanik/the-movies-dataset"))
 
-# %% ../nbs/00_data.ipynb #c061
+# %% ../nbs/00_data.ipynb #c073
+@njit(cache=True)
+def _rank_within(code: np.ndarray, start: np.ndarray, key: np.ndarray) -> np.ndarray:
+    "Place of each row in its group, 0 for the largest key; rows of `code` k lie from `start[k]` when sorted."
+    order, filled, place = np.empty_like(code), start.copy(), np.empty_like(code)
+    for row, group in enumerate(code):
+        order[filled[group]] = row
+        filled[group] += 1
+    for group in range(len(start)):
+        rows = order[start[group] : filled[group]]
+        ranked = rows[np.argsort(key[rows], kind="mergesort")]  # of equal keys the later row is the larger
+        for k, row in enumerate(ranked):
+            place[row] = len(rows) - 1 - k
+    return place
+
+
 def _position_within(
     user: np.ndarray,  # (n,) user of each row
     key: np.ndarray,  # (n,) what to sort each user's rows by
@@ -749,12 +879,10 @@ def _position_within(
 ]:  # place of each row in its user's order, from the end; the user's number of rows
     "Where each row stands among its user's rows, 0 for the one with the largest key."
     code, _ = pd.factorize(user)
-    order = np.lexsort((key, code))
     size = np.bincount(code)
-    stop = np.cumsum(size)
-    place = np.empty(len(user), np.int64)
-    place[order] = np.repeat(stop, size) - 1 - np.arange(len(user))
-    return place, size[code]
+    if key.dtype not in (np.int64, np.float64) or np.isnan(key).any():
+        key = np.unique(key, return_inverse=True)[1]  # for instance dates
+    return _rank_within(code, np.cumsum(size) - size, key), size[code]
 
 
 def _share(share: float) -> float:
@@ -764,7 +892,7 @@ def _share(share: float) -> float:
         raise InputError(f"a share of {share} leaves nothing to learn from or nothing to test on")
     return share
 
-# %% ../nbs/00_data.ipynb #c063
+# %% ../nbs/00_data.ipynb #c075
 def holdout(
     ratings: pd.DataFrame,
     share: float = 0.2,  # of each user's ratings, rounded; at least one if the user has two
@@ -822,7 +950,7 @@ def cold_users(ratings: pd.DataFrame, share: float = 0.1, seed: int = 0) -> np.n
     "Hide every rating of a random share of the users."
     return _cold(ratings["user_id"], share, seed)
 
-# %% ../nbs/00_data.ipynb #c070
+# %% ../nbs/00_data.ipynb #c082
 LABEL_RULES = ("train", "all")
 
 
@@ -852,7 +980,7 @@ def split(
     train, test = (replace(data, ratings=o, thresholds=thresholds) for o in parts)
     return train, test
 
-# %% ../nbs/00_data.ipynb #c075
+# %% ../nbs/00_data.ipynb #c087
 @dataclass(frozen=True, eq=False)
 class Interactions:
     "Labelled (user, item) pairs by position, with the vocabularies that give ids back."

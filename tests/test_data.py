@@ -1,5 +1,6 @@
 """Splits, labels, dirty tables, damaged files, and writing that is cut short."""
 
+import ast
 import io
 import os
 import signal
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from correct_smooth import data as module
 from correct_smooth.data import (
     InputError,
+    as_numbers,
     by_time,
     cold_items,
     cold_users,
@@ -34,6 +38,7 @@ from correct_smooth.data import (
     split,
     synthetic_data,
     write_beside,
+    write_synthetic,
     write_tables,
 )
 
@@ -133,6 +138,31 @@ def test_by_time_cuts_at_one_moment(table, share):
     assert not hidden.all() and hidden.sum() <= np.ceil(share * len(table))
     if hidden.any():
         assert when[hidden].min() > when[~hidden].max()
+
+
+KEYS = {
+    "whole": st.integers(-3, 3),
+    "real": st.floats(allow_nan=False, width=32) | st.sampled_from([0.0, -0.0, np.inf, -np.inf]),
+    "gaps": st.sampled_from([0.5, 1.5, np.nan]),
+    "dates": st.sampled_from(np.array(["2000-01-01", "2001-01-01", "NaT"], "M8[s]").tolist()),
+    "text": st.sampled_from(["a", "b", ""]),
+}
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+@SOME
+@given(data=st.data())
+def test_places_are_those_of_a_sort_by_user_and_key(keys, data):
+    "Equal keys stand in the order of their rows, gaps come last, in whatever order the users come."
+    user = np.array(data.draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=30)))
+    key = np.array(data.draw(st.lists(keys, min_size=len(user), max_size=len(user))))
+    key = key.astype("M8[s]") if key.dtype == object else key
+    place, size = module._position_within(user, key)
+    order = np.lexsort((key, user))
+    for u in set(user):
+        rows = order[user[order] == u]
+        assert_array_equal(place[rows], np.arange(len(rows))[::-1])
+        assert_array_equal(size[rows], len(rows))
 
 
 def test_by_time_hides_the_share_where_times_differ():
@@ -381,6 +411,40 @@ def test_the_latest_rating_counts(cells, timed):
     assert dict(zip(zip(found["user_id"], found["item_id"]), found["rating"])) == last  # noqa: B905
 
 
+WHOLE = st.sampled_from([0, 1, 7, 100])
+WIDE = WHOLE | st.sampled_from([10**15 - 1, 10**15, 2**62])
+REAL = WIDE | st.sampled_from([-0.5, 3.3, -1e300, np.inf, np.nan])
+KINDS = {"i1": WHOLE, "i8": WIDE, "u8": WIDE, "f4": REAL.filter(lambda o: o != -1e300), "f8": REAL}
+KINDS |= {"Int64": WIDE | st.none(), "Float64": REAL | st.none(), "object": REAL | st.none()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SOME
+@given(data=st.data())
+def test_numbers_are_what_each_is_by_itself(kind, data):
+    "Whatever holds them, numbers become the same float64, and what is missing or absurd is missing."
+    column = pd.Series(data.draw(st.lists(KINDS[kind])), dtype=object).astype(kind)
+    each = [np.nan if pd.isna(o) or not abs(float(o)) < 1e15 else float(o) for o in column.astype(object)]
+    pd.testing.assert_series_equal(as_numbers(column), pd.Series(each, dtype=np.float64))
+
+
+@SOME
+@given(st.lists(CELLS, min_size=1, max_size=20), st.booleans(), st.sampled_from(["i8", "i4", "str", "Int64"]))
+def test_repeated_ratings_are_told_from_single_ones(cells, timed, kind):
+    "Rows kept are those that pandas keeps after a sort by time, numbered anew, whatever the ids are."
+    stars = pd.DataFrame(cells, columns=["user_id", "item_id", "rating", "timestamp"])
+    stars = stars.astype({"user_id": kind, "rating": "f4"})
+    stars = stars if timed else stars.drop(columns="timestamp")
+    ordered = stars.sort_values("timestamp", kind="stable") if timed else stars
+    last = ordered.drop_duplicates(["user_id", "item_id"], keep="last").sort_index()
+    found, lost = with_films(stars).ratings, len(stars) - len(last)
+    last = last.astype({"user_id": "i8" if kind == "Int64" else kind}).reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, last)
+    assert with_films(stars).dropped == (
+        {"ratings replaced by a later one of the same user and item": lost} if lost else {}
+    )
+
+
 # files
 
 
@@ -582,6 +646,143 @@ def test_text_that_is_no_text_is_refused(kind):
     assert read_files(layout, {name: content}) is None
 
 
+USUAL = st.sampled_from(["1", "2", "3.5", "007", " 1", "+2", "1.0", "1e0"])
+ODD_NUMBER = st.sampled_from(
+    [*ODD, "-0", ".5", "5.", "+inf", "9007199254740993", "999999999999999", '"1"', '""']
+)
+
+
+@pytest.mark.parametrize("layout", ["movielens", "movies dataset", "movielens, zip"])
+@settings(SOME, max_examples=100)
+@given(data=st.data())
+def test_ratings_read_as_numbers_are_those_read_as_text(layout, data):
+    "The quick way and the long way give the same ratings, counts and messages."
+    cell = USUAL if data.draw(st.booleans()) else USUAL | ODD_NUMBER | st.decimals(0, 5).map(str)
+    rows = data.draw(st.lists(st.lists(cell, min_size=3, max_size=5) | st.tuples(*[cell] * 4), max_size=5))
+    content = "\n".join(
+        ["userId,movieId,rating,timestamp", *(",".join(o) for o in rows), "1,1,4.5,9"]
+    ).encode()
+    change = {"ratings.csv": content, "ratings_small.csv": content}
+    change = {"ml.zip": zip_of({**MOVIELENS, **change})} if "zip" in layout else change
+    ways = []
+    for read_numbers in (module._read_numbers, lambda source, kinds: None):
+        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+            patch.setattr(module, "_read_numbers", read_numbers)
+            for name, what in {**LAYOUTS[layout][1], **change}.items():
+                Path(folder, name).write_bytes(what)
+            try:
+                found = LAYOUTS[layout][0](Path(folder))
+                ways.append((found.ratings.to_dict("list"), found.ratings.dtypes.to_dict(), found.dropped))
+            except InputError as error:
+                ways.append(str(error).replace(folder, ""))
+    assert ways[0] == ways[1]
+
+
+def test_sound_ratings_are_not_read_as_text(monkeypatch):
+    "The quick way is taken where it can be, in a folder and in a zip."
+    taken, quick = [], module._read_numbers
+    monkeypatch.setattr(module, "_read_numbers", lambda *o: taken.append(quick(*o)) or taken[-1])
+    for layout in ("movielens", "movielens, zip", "movies dataset"):
+        read_files(layout, {})
+    assert [len(o) for o in taken] == [3, 3, 3]
+
+
+@SOME
+@given(st.integers(1, 40), st.sampled_from(["i8", "i4", "Int64", "str", "category"]), st.booleans())
+def test_parquet_may_come_in_pieces_of_any_size(rows, kind, gap):
+    "Row groups of one row or of all of them: the same ratings, or the same message."
+    world = synthetic_data(5, 12, 40)
+    table = world.ratings.astype({"user_id": kind})
+    if gap:
+        table.loc[33, "rating"] = np.nan
+    with tempfile.TemporaryDirectory() as folder:
+        write_tables(world, folder)
+        table.to_parquet(Path(folder, "ratings.parquet"), index=False, row_group_size=rows)
+        assert pq.read_metadata(Path(folder, "ratings.parquet")).num_row_groups == -(-40 // rows)
+        if gap:
+            with pytest.raises(InputError, match="rating of ratings row 33 is 'nan'"):
+                read_tables(folder)
+        else:
+            whole = pd.read_parquet(Path(folder, "ratings.parquet"))
+            found = read_tables(folder).ratings
+            pd.testing.assert_frame_equal(found, movie_data(world.movies, whole).ratings)
+
+
+def names_by_parser(text):
+    "What Python makes of a literal list of dicts, or None."
+    try:
+        found = ast.literal_eval(text)
+        return tuple(str(o["name"]) for o in ([found] if isinstance(found, dict) else found))
+    except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+VALUES = st.text() | st.integers() | st.none() | st.floats() | st.booleans() | st.lists(st.integers())
+ENTRIES = st.dictionaries(st.sampled_from(["name", "id", "names", "a-b"]) | st.text(), VALUES, max_size=4)
+PIECES = [
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    "'name': ",
+    "'id': ",
+    "'a'",
+    "'b'",
+    '"c\'s"',
+    "1",
+    "01",
+    "None",
+    "\\",
+    "\n",
+]
+PIECES += [
+    "'\\x41'",
+    "'",
+    '"',
+    " ",
+    "#",
+    "\0",
+    "\ud800",
+    "\x0c",
+    "\r",
+    "\ufeff",
+    "é",
+    "{'name': 'x'}",
+    "[{'name': 'y'}]",
+]
+
+
+@settings(SOME, max_examples=400)
+@given(
+    st.lists(ENTRIES, max_size=3).map(repr)
+    | ENTRIES.map(repr)
+    | st.lists(st.sampled_from(PIECES)).map("".join)
+)
+def test_plain_names_are_what_the_parser_finds(text):
+    "Where a cell is plain enough for the quick way, the parser would have found the same names."
+    if module._PLAIN.fullmatch(text):
+        assert module._names(text) == names_by_parser(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "[{'id': 1, 'name': 'A'}, {'name': \"B's\", 'id': None}]", "{'name': '', 'logo_2': '/x.jpg'}"],
+)
+def test_usual_cells_are_plain(text):
+    "What nearly every cell of the real files looks like takes the quick way."
+    assert module._PLAIN.fullmatch(text) and module._names(text) == names_by_parser(text)
+
+
+@settings(SOME, max_examples=200)
+@given(st.lists(st.tuples(st.text(), st.booleans()), max_size=3))
+def test_names_of_any_text_come_back(names):
+    "Escaped, quoted either way, or plain: a name written by Python is read as it was."
+    entries = [{"name": o, "id": 7} if first else {"id": 7, "name": o} for o, first in names]
+    assume(all(o.isprintable() or not any("\ud800" <= c <= "\udfff" for c in o) for o, _ in names))
+    assert module._names(repr(entries)) == tuple(o for o, _ in names)
+
+
 def test_films_with_ids_that_are_no_numbers_are_counted():
     "A film whose id cannot be read is left out and counted."
     films = MOVIELENS["movies.csv"] + b"three,Amelie (2001),Comedy\n"
@@ -624,6 +825,56 @@ def test_tables_come_back_as_they_were(tmp_path):
     again = read_tables(tmp_path / "world")
     pd.testing.assert_frame_equal(again.movies, data.movies, check_index_type=False)
     pd.testing.assert_frame_equal(again.ratings, data.ratings)
+
+
+# made-up worlds
+
+
+@st.composite
+def shapes(draw):
+    "Users, films and ratings of a world that can be."
+    n_users, n_items = draw(st.integers(1, 30)), draw(st.integers(10, 40))
+    return n_users, n_items, draw(st.integers(5 * n_users, n_items * 3 // 4 * n_users))
+
+
+@SOME
+@given(shapes(), st.integers(0, 9))
+def test_worlds_have_exactly_the_size_asked_for(shape, seed):
+    "Every user and film is there, each rating once, nobody with too few or too many."
+    n_users, n_items, n_ratings = shape
+    data = synthetic_data(*shape, seed=seed)
+    assert len(data.movies) == n_items and len(data.ratings) == n_ratings and not data.dropped
+    each = data.ratings.groupby("user_id").size()
+    assert list(each.index) == list(range(n_users))
+    assert each.min() >= 5 and each.max() <= n_items * 3 // 4
+    assert set(data.ratings["rating"] * 2) <= set(range(1, 11))
+
+
+@pytest.mark.parametrize("n_ratings", [4 * 7, 5 * 7 - 1, 15 * 7 + 1, 10**9])
+def test_worlds_that_cannot_be_are_refused(tmp_path, n_ratings):
+    "Fewer than five ratings a user, or more than three quarters of the films, and nothing is written."
+    with pytest.raises(InputError, match=f"n_ratings must be a whole number from 35 to 105, got {n_ratings}"):
+        write_synthetic(tmp_path / "world", 7, 20, n_ratings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_world_on_disk_is_the_one_in_memory(tmp_path):
+    "Users of several blocks, written one block after another."
+    shape = {"n_users": 12_000, "n_items": 30, "n_ratings": 72_000, "theme_words": 9, "plot_words": 5}
+    write_synthetic(tmp_path / "world", **shape)
+    there, here = read_tables(tmp_path / "world"), synthetic_data(**shape)
+    pd.testing.assert_frame_equal(there.ratings, here.ratings)
+    pd.testing.assert_frame_equal(there.movies, here.movies, check_index_type=False)
+
+
+def test_worlds_have_long_tails():
+    "A few films, users and words are met much more often than most; every word can occur."
+    data = synthetic_data(2_000, 1_000, 100_000, n_themes=3, theme_words=300, plot_words=40)
+    words = data.movies["overview"].str.split()
+    assert (words.str.len() == 40).all() and words.explode().nunique() == 900
+    for column in (words.explode(), data.ratings["item_id"], data.ratings["user_id"]):
+        count = column.value_counts()
+        assert count.quantile(0.99) > 5 * count.median()
 
 
 # writing cut short
