@@ -57,7 +57,7 @@ class TrainConfig:
     batch_size: int | None = None  # ratings a step; None: as many as suit their number
     learning_rate: float = 3e-3
     schedule: str = "constant"  # one of SCHEDULES: how the learning rate falls over `epochs`
-    weight_decay: float = 8.0  # lambda, L2 penalty beside the sum of all ratings' losses
+    weight_decay: float = 6.0  # lambda, L2 penalty beside the sum of all ratings' losses
     user_weight_decay: float | None = None  # the same for user vectors and biases; None: as for the rest
     target: str = "margin"  # one of TARGETS
     patience: int = 5  # epochs without improvement before stopping

@@ -301,7 +301,7 @@ def test_each_group_decays_at_its_own_rate(made):
     model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], OPTIONS["all"])
     for shared, users in ((0.0, 0.5), (0.5, 0.0), (0.0, 0.0)):
         config = TrainConfig(weight_decay=shared, user_weight_decay=users)
-        optimizer = torch.optim.Adam(parameter_groups(model, config), 0.01)
+        optimizer = torch.optim.Adam(parameter_groups(model, config, 1), 0.01)
         before = {k: o.clone() for k, o in model.state_dict().items()}
         for o in model.parameters():
             o.grad = torch.zeros_like(o)
