@@ -425,12 +425,12 @@ class Scorer:
     def _at(self, users: np.ndarray, asked: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
         "Base and refined scores at some cells of some users."
         Y = self.labels[:, users]
+
+        def score(at: sparse.csc_matrix) -> np.ndarray:
+            i, u = cells(at)
+            return self.model.pairs(users[u], i)
+
         if self._local:
-
-            def score(at: sparse.csc_matrix) -> np.ndarray:
-                i, u = cells(at)
-                return self.model.pairs(users[u], i)
-
             return refine_at(asked, score, Y, self.graph, self.config)
-        Z = self.model.block(users)
-        return Z[cells(asked)], refine(Z, Y, self.graph, self.config)[cells(asked)]
+        whole = refine(self.model.block(users), Y, self.graph, self.config)
+        return score(asked), whole[cells(asked)]

@@ -180,7 +180,12 @@ def check_graph(A: sparse.csr_matrix, n_items: int) -> sparse.csr_matrix:  # flo
         )
     if A.dtype.kind not in "buif" or not (np.isfinite(A.data) & (A.data >= 0)).all():
         raise InputError("the weights of a graph must be numbers from 0 up, and finite; these are not")
-    return sparse.csr_matrix(A, dtype=np.float32)
+    A = sparse.csr_matrix(A, dtype=np.float32)
+    try:
+        A.check_format(full_check=True)  # compiled loops follow these indices wherever they lead
+    except ValueError as error:
+        raise InputError(f"the graph is no sound sparse matrix: {error}") from error
+    return A
 
 # %% ../nbs/02_graph.ipynb #c030
 @dataclass(frozen=True)

@@ -619,9 +619,7 @@ def _restored(
         raise InputError(f"{folder} holds {held} models, and its settings say {self.ensemble}")
     models = [ItemUserModel(*size, self.model).eval() for _ in range(self.ensemble)]
     nn.ModuleList(models).load_state_dict(weights)
-    A = sparse.csr_matrix(sparse.load_npz(folder / "graph.npz"))
-    A.check_format(full_check=True)  # an index out of range would be read from memory that is not ours
-    A = check_graph(A, len(data.movies))
+    A = check_graph(sparse.csr_matrix(sparse.load_npz(folder / "graph.npz")), len(data.movies))
     return self._keep(data, features, features.transform(data.movies), A, models)
 
 # %% ../nbs/07_recommender.ipynb #c055
