@@ -295,13 +295,13 @@ def refine(
         out = smooth_labels(out, Y, graph.S, config.beta, config.T, config.keep_labels)
     else:
         out = smooth(out, graph.S, config.beta, config.T)
-    return np.clip(out, 0, 1)
+    return np.clip(out, 0, 1, out=out)
 
 # %% ../nbs/05_correct_smooth.ipynb #c053
 def user_blocks(
     n_users: int,
     n_items: int,
-    megabytes: float = 64,  # for one block of float32 scores
+    megabytes: float = 16,  # for one block of float32 scores
 ) -> Iterator[slice]:  # the users of each block
     "Cut users into blocks whose scores fit the memory given."
     size = max(1, int(megabytes * 2**20) // (4 * max(n_items, 1)))
@@ -380,7 +380,7 @@ class Scorer:
     def blocks(
         self,
         users: np.ndarray,  # (n,) positions
-        megabytes: float = 64,  # for one block of scores
+        megabytes: float = 16,  # for one block of scores
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:  # which of the users; base and refined, (n_items, m)
         "Scores of every film before and after, a block of users at a time."
         for at in user_blocks(len(users), self.labels.shape[0], megabytes):
@@ -391,7 +391,7 @@ class Scorer:
         self,
         user: np.ndarray,  # (n,) positions
         item: np.ndarray,  # (n,) positions
-        megabytes: float = 64,
+        megabytes: float = 16,
     ) -> tuple[np.ndarray, np.ndarray]:  # base and refined, (n,) each
         "Scores of given pairs before and after, in the order asked for."
         order = np.argsort(user, kind="stable")

@@ -1,0 +1,164 @@
+"""What was made fast gives what the slow way gives: transposed bags, batches, short lists, streamed rows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+from torch.nn.functional import embedding_bag
+
+from correct_smooth.data import InputError, synthetic_data
+from correct_smooth.model import Embeddings, ModelConfig, as_bag, bag_sum
+from correct_smooth.recommender import CorrectSmoothRecommender, top_n, write_rows
+from correct_smooth.train import TrainConfig, batches, step_size
+
+SOME = settings(deadline=None, max_examples=60, database=None)
+SEEDS = st.integers(0, 10_000)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    "A recommender that is fitted in a moment."
+    quick = dict(training=TrainConfig(epochs=1), model=ModelConfig(emb_dim=4, hidden_dim=8), ensemble=1)
+    return CorrectSmoothRecommender(validation=0.0, progress=False, **quick).fit(synthetic_data(60, 80, 1500))
+
+
+@SOME
+@given(st.integers(1, 20), st.integers(1, 30), st.sampled_from([0, 0.05, 0.3, 1]), SEEDS)
+def test_gradient_of_sparse_rows(n, n_features, density, seed):
+    "Rows without values and features without rows among them: X W, and X^T G, as PyTorch has it."
+    rng = np.random.default_rng(seed)
+    X = sparse.random(n, n_features, density, format="csr", rng=rng, dtype=np.float32)
+    bag = as_bag(X)
+    W = torch.tensor(rng.normal(size=(n_features, 3)), dtype=torch.float32, requires_grad=True)
+    G = torch.tensor(rng.normal(size=(n, 3)), dtype=torch.float32)
+    out = bag_sum(W, bag)
+    assert_allclose(out.detach(), X @ W.detach().numpy(), rtol=0, atol=1e-5)
+    own = embedding_bag(bag.columns, W, bag.starts, mode="sum", per_sample_weights=bag.values)
+    found, wanted = (torch.autograd.grad(o, W, G)[0] for o in (out, own))
+    assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert_allclose(found, X.T @ G.numpy(), rtol=0, atol=1e-5)
+
+
+@SOME
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 70), st.booleans(), SEEDS)
+def test_batches_hold_each_rating_once(item, size, shuffled, seed):
+    "And each of their films once; `which` leads from ratings to films."
+    item = np.array(item, np.int32)
+    found = list(batches(item, size, np.random.default_rng(seed) if shuffled else None))
+    rows = np.concatenate([o.rows for o in found]) if found else np.zeros(0, int)
+    assert_array_equal(np.sort(rows), np.arange(len(item)))
+    for o in found:
+        assert 0 < len(o.rows) <= size and len(np.unique(o.item)) == len(o.item)
+        assert_array_equal(o.item[o.which], item[o.rows])
+
+
+@SOME
+@given(st.integers(0, 10**10))
+def test_an_epoch_has_hundreds_of_steps(n):
+    "Unless ratings are few or very many."
+    size = step_size(TrainConfig(), n)
+    assert 4096 <= size <= 131_072
+    assert size in (4096, 131_072) or 250 <= n / size < 251
+
+
+@SOME
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 50), st.integers(1, 30), SEEDS)
+def test_short_lists_are_the_head_of_a_sort(n_items, m, n, levels, seed):
+    "With ties, films that are shut and films that were seen, in memory either way round."
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(0, levels, (n_items, m)) / levels).astype(np.float32)
+    shut, seen = rng.random(n_items) < 0.2, sparse.random(n_items, m, 0.2, format="csc", rng=rng)
+    item, column, rank = top_n(np.asfortranarray(scores) if seed % 2 else scores, n, shut, seen)
+    for u in range(m):
+        z = np.where(shut, -np.inf, scores[:, u])
+        z[seen[:, [u]].indices] = -np.inf
+        best = np.argsort(-z, kind="stable")[:n]
+        best = best[np.isfinite(z[best])]
+        assert_array_equal(item[column == u], best)
+        assert_array_equal(rank[column == u], np.arange(1, len(best) + 1))
+
+
+@SOME
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 200), st.sampled_from([1, 3, 64, 192]), SEEDS)
+def test_pairs_are_dot_products(n_items, n_users, n, k, seed):
+    "On one thread or all of them, to the last bit."
+    rng = np.random.default_rng(seed)
+    shapes = ((n_items, k), n_items, (n_users, k), n_users)
+    model = Embeddings(*(rng.normal(0, 0.3, o).astype(np.float32) for o in shapes))
+    user, item = rng.integers(0, n_users, n), rng.integers(0, n_items, n)
+    plain = np.einsum("nk,nk->n", model.H[item].astype(float), model.U[user]) + model.b[user] + model.c[item]
+    threads, found = numba.get_num_threads(), []
+    for o in (1, threads):
+        numba.set_num_threads(o)
+        found.append(model.pairs(user, item))
+    assert_allclose(found[0], 1 / (1 + np.exp(-plain)), rtol=0, atol=1e-5)
+    assert_array_equal(*found)
+    assert_allclose(model.block(np.arange(n_users))[item, user], found[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{}, {"n": 3, "exclude_seen": False}, {"user_ids": [5, "nobody", 2]}])
+def test_recommendations_in_a_file_are_those_in_memory(fitted, tmp_path, asked):
+    "Parquet to the last bit, CSV to six digits."
+    wanted = fitted.recommend(**asked)
+    if "user_ids" in asked:
+        asked = {"user_ids": [5, 2]}  # a column of a file has one type
+        wanted = fitted.recommend(**asked)
+    for name, read in (("top.parquet", pd.read_parquet), ("top.csv", pd.read_csv)):
+        fitted.write_recommendations(tmp_path / name, **asked)
+        pd.testing.assert_frame_equal(read(tmp_path / name), wanted, check_dtype=False, rtol=1e-5)
+    assert {o.name for o in tmp_path.iterdir()} == {"top.parquet", "top.csv"}
+
+
+def test_no_users_are_a_table_without_rows(fitted, tmp_path):
+    "The columns are there all the same."
+    empty = fitted.recommend(user_ids=[])
+    fitted.write_recommendations(tmp_path / "top.parquet", user_ids=[])
+    found = pd.read_parquet(tmp_path / "top.parquet")
+    assert len(empty) == len(found) == 0 and list(empty) == list(found) == list(fitted.recommend(n=1))
+
+
+@pytest.mark.parametrize("name", ["top.parquet", "top.csv"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_interrupted_writing_leaves_the_old_file(tmp_path, name, error):
+    "And nothing beside it."
+    path = tmp_path / name
+    path.write_text("as before")
+    with pytest.raises(error), write_rows(path) as write:
+        write(pd.DataFrame({"a": [1.0]}))
+        raise error
+    assert path.read_text() == "as before" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["top.xlsx", "top", "no/top.csv", "."])
+def test_files_that_cannot_be_written_are_refused(fitted, tmp_path, name):
+    "Before anything is computed."
+    with pytest.raises(InputError, match="must be a .parquet or .csv file"):
+        fitted.write_recommendations(tmp_path / name)
+
+
+def test_benchmark_of_all_stages(tmp_path):
+    "A thousandth of MovieLens 32M from files to a top ten; the world is made once."
+    tool = Path(__file__).parents[1] / "tools" / "bench_scale.py"
+    for run in (1, 2):
+        out = tmp_path / f"{run}.json"
+        done = subprocess.run(
+            [sys.executable, tool, "--scale", "0.001", "--folder", tmp_path / "world", "--out", out],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        stages = json.loads(out.read_text())["stages"]
+        assert ("write synthetic" in stages) == (run == 1)
+        assert {"load", "content graph", "training", "refine test pairs", "top 10 to Parquet"} < set(stages)
+        assert all(o["seconds"] >= 0 and o["peak_gb"] > 0 for o in stages.values())
+    assert {o.name for o in (tmp_path / "world").iterdir()} == {"movies.parquet", "ratings.parquet"}
