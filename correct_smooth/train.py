@@ -173,6 +173,15 @@ def mean_loss(
     return total / len(pairs)
 
 # %% ../nbs/04_train.ipynb #c026
+def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
+    "Those of the encoder are made anew at each step, those of the users added up in place."
+    shared, users = (group["params"] for group in optimizer.param_groups)
+    for weight in shared:
+        weight.grad = None
+    for table in users:
+        table.grad.zero_()
+
+
 def train_epoch(
     model: ItemUserModel,
     X: sparse.csr_matrix,
@@ -194,7 +203,7 @@ def train_epoch(
         loss = binary_cross_entropy_with_logits(
             logits, torch.from_numpy(target[batch.rows]).to(config.device)
         )
-        optimizer.zero_grad(set_to_none=False)
+        _clear_gradients(optimizer)
         loss.backward()
         optimizer.step()
         total += loss.item() * len(batch.rows)

@@ -34,7 +34,7 @@ def quick(**more):
 @SOME
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 4), st.booleans())
 def test_auc_of_many_columns_equals_the_metric_of_each(seed, n_users, columns, ties):
-    "Ranks within users give what the evaluation page gives, ties and users without both labels included."
+    "Many scorings judged at once are judged as each alone."
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 60))
     user, y = rng.integers(0, n_users, n), rng.integers(0, 2, n).astype(np.float32)
