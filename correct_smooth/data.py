@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'TEXTS', 'LISTS', 'NUMBERS', 'TABLES', 'GROUPLENS', 'MOVIELENS_MD5', 'LABEL_RULES', 'InputError',
            'check_number', 'check_choice', 'generator', 'reading', 'MovieData', 'as_names', 'as_numbers', 'movie_data',
-           'demo_data', 'read_movies_dataset', 'read_movielens', 'check_target', 'write_beside', 'read_tables',
-           'write_tables', 'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset',
-           'holdout', 'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_means', 'split', 'Interactions',
-           'positions', 'index_ratings']
+           'demo_data', 'read_movies_dataset', 'read_movielens', 'check_target', 'write_beside', 'write_rows',
+           'read_tables', 'write_tables', 'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens',
+           'fetch_movies_dataset', 'holdout', 'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_means',
+           'split', 'Interactions', 'positions', 'index_ratings']
 
 # %% ../nbs/00_data.ipynb #c002
 import ast
@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -600,7 +599,39 @@ def write_beside(
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/00_data.ipynb #c045
+# %% ../nbs/00_data.ipynb #c046
+@contextmanager
+def write_rows(
+    path: str | Path,  # .parquet or .csv; an earlier file is replaced
+) -> Iterator[Callable[[pd.DataFrame], None]]:  # call it with one table after the other
+    "Write tables of the same columns into one file, whole or not at all."
+    path = Path(path).expanduser().resolve()
+    if path.suffix not in (".parquet", ".csv") or path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path} must be a .parquet or .csv file in a folder that exists")
+    part, writer = path.with_name(f".{path.name}.part"), None
+
+    def write(rows: pd.DataFrame) -> None:
+        nonlocal writer
+        if path.suffix == ".csv":
+            rows.to_csv(part, index=False, float_format="%.6g", mode="a", header=not part.exists())
+            return
+        table = pa.Table.from_pandas(rows, schema=writer and writer.schema, preserve_index=False)
+        writer = writer or pq.ParquetWriter(part, table.schema)
+        writer.write_table(table)
+
+    part.unlink(missing_ok=True)
+    try:
+        yield write
+        if writer:
+            writer.close()
+        if part.exists():
+            part.replace(path)
+    finally:
+        if writer:
+            writer.close()  # does nothing a second time
+        part.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #c048
 TABLES = ("movies.parquet", "ratings.parquet")
 
 
@@ -667,7 +698,7 @@ def write_tables(
         data.movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
         data.ratings.to_parquet(fresh / "ratings.parquet", index=False)
 
-# %% ../nbs/00_data.ipynb #c048
+# %% ../nbs/00_data.ipynb #c051
 def _long_tail(n: int) -> np.ndarray:
     "Shares of n things, the most frequent first; they add up to one."
     share = 1 / np.arange(20, n + 20)
@@ -695,7 +726,7 @@ def _planted_movies(
     )
     return movies, themes
 
-# %% ../nbs/00_data.ipynb #c051
+# %% ../nbs/00_data.ipynb #c054
 def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Generator) -> np.ndarray:
     "How many ratings each user gives: long-tailed, 5 to `most`, `n_ratings` together."
     busy = rng.lognormal(0, 1, n_users)
@@ -708,7 +739,7 @@ def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Gene
     count[rng.choice(np.flatnonzero(count < most), left, replace=False)] += 1
     return count
 
-# %% ../nbs/00_data.ipynb #c054
+# %% ../nbs/00_data.ipynb #c057
 @njit(cache=True)
 def _draw_films(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "For each user `count` different films, one user after the other; `upto` adds up the films' shares."
@@ -723,7 +754,7 @@ def _draw_films(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -
                 at += 1
     return film
 
-# %% ../nbs/00_data.ipynb #c057
+# %% ../nbs/00_data.ipynb #c060
 def _planted_ratings(
     users: np.ndarray,
     count: np.ndarray,
@@ -764,7 +795,7 @@ def _planted_world(
     blocks = np.array_split(np.arange(n_users), -(-n_users // 10_000))
     return movies, (_planted_ratings(o, count[o], themes, quality, upto, rng) for o in blocks)
 
-# %% ../nbs/00_data.ipynb #c058
+# %% ../nbs/00_data.ipynb #c061
 def synthetic_data(
     n_users: int = 500,
     n_items: int = 1_000,
@@ -778,7 +809,7 @@ def synthetic_data(
     movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
     return movie_data(movies, pd.concat(blocks, ignore_index=True), "synthetic")
 
-# %% ../nbs/00_data.ipynb #c060
+# %% ../nbs/00_data.ipynb #c063
 def write_synthetic(
     folder: str | Path,  # receives movies.parquet and ratings.parquet, for `read_tables`
     n_users: int,
@@ -793,13 +824,11 @@ def write_synthetic(
     movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
     with write_beside(folder, TABLES) as fresh:
         movies.reset_index().to_parquet(fresh / "movies.parquet", index=False)
-        tables = (pa.Table.from_pandas(o, preserve_index=False) for o in blocks)
-        first = next(tables)
-        with pq.ParquetWriter(fresh / "ratings.parquet", first.schema) as writer:
-            for table in chain([first], tables):
-                writer.write_table(table)
+        with write_rows(fresh / "ratings.parquet") as write:
+            for block in blocks:
+                write(block)
 
-# %% ../nbs/00_data.ipynb #c063
+# %% ../nbs/00_data.ipynb #c066
 def load_data(
     source: str
     | Path
@@ -829,7 +858,7 @@ def load_data(
         "each .parquet or .csv"
     )
 
-# %% ../nbs/00_data.ipynb #c068
+# %% ../nbs/00_data.ipynb #c071
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 MOVIELENS_MD5 = {
     "ml-latest-small": "31a303aabbc519bd33d025e44d6c2570",
@@ -876,7 +905,7 @@ def fetch_movies_dataset() -> Path:  # the folder, for `load_data`
         ) from error
     return Path(kagglehub.dataset_download("rounakbanik/the-movies-dataset"))
 
-# %% ../nbs/00_data.ipynb #c073
+# %% ../nbs/00_data.ipynb #c076
 @njit(cache=True)
 def _rank_within(code: np.ndarray, start: np.ndarray, key: np.ndarray) -> np.ndarray:
     "Place of each row in its group, 0 for the largest key; rows of `code` k lie from `start[k]` when sorted."
@@ -913,7 +942,7 @@ def _share(share: float) -> float:
         raise InputError(f"a share of {share} leaves nothing to learn from or nothing to test on")
     return share
 
-# %% ../nbs/00_data.ipynb #c075
+# %% ../nbs/00_data.ipynb #c078
 def holdout(
     ratings: pd.DataFrame,
     share: float = 0.2,  # of each user's ratings, rounded; at least one if the user has two
@@ -971,7 +1000,7 @@ def cold_users(ratings: pd.DataFrame, share: float = 0.1, seed: int = 0) -> np.n
     "Hide every rating of a random share of the users."
     return _cold(ratings["user_id"], share, seed)
 
-# %% ../nbs/00_data.ipynb #c082
+# %% ../nbs/00_data.ipynb #c085
 LABEL_RULES = ("train", "all")
 
 
@@ -1001,7 +1030,7 @@ def split(
     train, test = (replace(data, ratings=o, thresholds=thresholds) for o in parts)
     return train, test
 
-# %% ../nbs/00_data.ipynb #c087
+# %% ../nbs/00_data.ipynb #c090
 @dataclass(frozen=True, eq=False)
 class Interactions:
     "Labelled (user, item) pairs by position, with the vocabularies that give ids back."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL_FILES', 'STAGES', 'PRESETS', 'FIGURES', 'RESULT_FILES', 'stage_settings', 'with_setting', 'as_list',
-           'top_n', 'write_rows', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'check_judgeable',
+           'top_n', 'top_blocks', 'Evaluation', 'evaluation', 'checksum', 'stage_from_json', 'check_judgeable',
            'CorrectSmoothRecommender', 'Tuning', 'from_preset', 'summary', 'figures', 'report', 'run', 'parse_settings',
            'cs_run']
 
@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fastcore.script import call_parse
 from matplotlib.figure import Figure
 from numba import njit, prange
@@ -55,6 +53,7 @@ from correct_smooth.data import (
     split,
     user_means,
     write_beside,
+    write_rows,
 )
 from correct_smooth.evaluate import (
     compare,
@@ -149,36 +148,23 @@ def top_n(
     return best[column, place], column, place + 1
 
 # %% ../nbs/07_recommender.ipynb #c016
-@contextmanager
-def write_rows(
-    path: str | Path,  # .parquet or .csv; an earlier file is replaced
-) -> Iterator[Callable[[pd.DataFrame], None]]:  # call it with one table after the other
-    "Write tables of the same columns into one file, whole or not at all."
-    path = Path(path).expanduser().resolve()
-    if path.suffix not in (".parquet", ".csv") or path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{path} must be a .parquet or .csv file in a folder that exists")
-    part, writer = path.with_name(f".{path.name}.part"), None
-
-    def write(rows: pd.DataFrame) -> None:
-        nonlocal writer
-        if path.suffix == ".csv":
-            rows.to_csv(part, index=False, float_format="%.6g", mode="a", header=not part.exists())
-            return
-        table = pa.Table.from_pandas(rows, schema=writer and writer.schema, preserve_index=False)
-        writer = writer or pq.ParquetWriter(part, table.schema)
-        writer.write_table(table)
-
-    part.unlink(missing_ok=True)
-    try:
-        yield write
-        if writer:
-            writer.close()
-        if part.exists():
-            part.replace(path)
-    finally:
-        if writer:
-            writer.close()  # does nothing a second time
-        part.unlink(missing_ok=True)
+def top_blocks(
+    scorer: Scorer,
+    users: np.ndarray,  # (m,) positions
+    n: int,
+    shut: np.ndarray,  # (n_items,) True for films that nobody should get
+    exclude_seen: bool = True,  # leave out films with a label
+    progress: bool = True,  # show a bar
+) -> Iterator[pd.DataFrame]:  # place (among the users asked for), rank, item, base, refined; best first
+    "The best films of many users, one table for each block of them."
+    quiet = {} if progress else {"disable": True}
+    with tqdm(total=len(users), desc="recommending", unit="user", leave=False, **quiet) as bar:
+        for at, base, refined in scorer.blocks(users):
+            seen = scorer.labels[:, users[at]] if exclude_seen else None
+            item, column, rank = top_n(refined, n, shut, seen)
+            scores = {"base": base[item, column], "refined": refined[item, column]}
+            yield pd.DataFrame({"place": at.start + column, "rank": rank, "item": item, **scores})
+            bar.update(base.shape[1])
 
 # %% ../nbs/07_recommender.ipynb #c019
 @dataclass(frozen=True, eq=False)
@@ -438,16 +424,20 @@ class CorrectSmoothRecommender(BaseEstimator):
         if items is not None:
             shut[positions(as_list(items, "items"), self.items_, "item")] = False
         titles = self.data_.movies.get("title", pd.Series("", self.items_)).to_numpy()
-        blocks = self.scorer_.blocks(users) if len(users) else [(slice(0), *np.empty((2, len(shut), 0)))]
-        quiet = {} if self.progress else {"disable": True}
-        with tqdm(total=len(users), desc="recommending", unit="user", leave=False, **quiet) as bar:
-            for at, base, refined in blocks:
-                seen = self.scorer_.labels[:, users[at]] if exclude_seen else None
-                item, column, rank = top_n(refined, n, shut, seen)
-                told = {"user_id": ids[at][column], "rank": rank, "item_id": self.items_[item]}
-                scores = {"base": base[item, column], "refined": refined[item, column]}
-                yield pd.DataFrame({**told, "title": titles[item], **scores})
-                bar.update(base.shape[1])
+
+        def told(top: pd.DataFrame) -> pd.DataFrame:
+            "Ids and titles instead of positions."
+            place, item = (top[o].to_numpy() for o in ("place", "item"))
+            names = {"user_id": ids[place], "rank": top["rank"], "item_id": self.items_[item]}
+            return pd.DataFrame(
+                {**names, "title": titles[item], "base": top["base"], "refined": top["refined"]}
+            )
+
+        if not len(users):
+            nothing = {"place": int, "rank": int, "item": int, "base": np.float32, "refined": np.float32}
+            yield told(pd.DataFrame({name: np.empty(0, kind) for name, kind in nothing.items()}))
+        for top in top_blocks(self.scorer_, users, n, shut, exclude_seen, self.progress):
+            yield told(top)
 
     def evaluate(
         self,

@@ -16,9 +16,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from torch.nn.functional import embedding_bag
 
-from correct_smooth.data import InputError, synthetic_data
+from correct_smooth.data import InputError, synthetic_data, write_rows
 from correct_smooth.model import Embeddings, ModelConfig, as_bag, bag_sum
-from correct_smooth.recommender import CorrectSmoothRecommender, top_n, write_rows
+from correct_smooth.recommender import CorrectSmoothRecommender, top_n
 from correct_smooth.train import TrainConfig, batches, step_size
 
 SOME = settings(deadline=None, max_examples=60, database=None)

@@ -1,6 +1,6 @@
 """From files to a top ten at the size of MovieLens 32M, stage by stage, with seconds and peak memory.
 
-    python tools/bench_scale.py --out scale.json            # about half an hour on two cores
+    python tools/bench_scale.py --out scale.json            # some ten minutes on two cores
     python tools/bench_scale.py --scale 0.01 --out small.json
 
 A made-up world of that shape (200,948 users, 87,585 films, 32,000,204 ratings, long tails on both sides)
@@ -27,15 +27,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from correct_smooth.correct_smooth import CorrectAndSmooth, Scorer, label_matrix, operators
-from correct_smooth.data import Interactions, holdout, index_ratings, load_data, split, write_synthetic
+from correct_smooth.data import (
+    Interactions,
+    holdout,
+    index_ratings,
+    load_data,
+    split,
+    write_rows,
+    write_synthetic,
+)
 from correct_smooth.evaluate import compare, user_metrics
 from correct_smooth.features import MovieFeatures
 from correct_smooth.graph import GraphConfig, corating_knn, film_graph, symmetrise
 from correct_smooth.model import average, embeddings
-from correct_smooth.recommender import top_n, write_rows
+from correct_smooth.recommender import top_blocks
 from correct_smooth.train import TrainConfig, targets, train
 
 USERS, FILMS, RATINGS = 200_948, 87_585, 32_000_204
@@ -137,13 +144,10 @@ def measure(folder: Path, scale: float, epochs: int, ensemble: int, seed: int = 
 def write_top(scorer: Scorer, pairs: Interactions, path: Path, n: int = 10) -> None:
     "The best unseen films of every user, block by block."
     everyone, open_to_all = np.arange(len(pairs.users)), np.zeros(len(pairs.items), bool)
-    with write_rows(path) as write, tqdm(total=len(everyone), unit="user", leave=False, disable=None) as bar:
-        for at, base, refined in scorer.blocks(everyone):
-            item, column, rank = top_n(refined, n, open_to_all, scorer.labels[:, everyone[at]])
-            scores = {"base": base[item, column], "refined": refined[item, column]}
-            told = {"user_id": pairs.users[at][column], "rank": rank, "item_id": pairs.items[item]}
-            write(pd.DataFrame({**told, **scores}))
-            bar.update(base.shape[1])
+    with write_rows(path) as write:
+        for top in top_blocks(scorer, everyone, n, open_to_all, progress=sys.stderr.isatty()):
+            ids = {"user_id": pairs.users[top.pop("place")], "item_id": pairs.items[top.pop("item")]}
+            write(pd.DataFrame({**ids, **top}))
 
 
 def main() -> None:
