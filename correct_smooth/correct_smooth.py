@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'RULES', 'SMOOTHINGS', 'label_matrix', 'cells', 'residual', 'correct', 'smooth', 'propagate', 'rescale',
            'spread_residual', 'smooth_labels', 'neighbour_residual', 'trust', 'CorrectAndSmooth', 'Operators',
-           'operators', 'correction', 'refine', 'user_blocks', 'heard', 'refine_at', 'Scorer']
+           'operators', 'correction', 'refine', 'user_blocks', 'heard', 'refine_at', 'Scorer', 'Parts', 'parts']
 
 # %% ../nbs/05_correct_smooth.ipynb #c002
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 from scipy import sparse
 
-from .data import check_choice, check_number
+from .data import InputError, check_choice, check_number
 from .graph import NORMALISATIONS, normalise
 from .model import Embeddings
 
@@ -434,3 +434,64 @@ class Scorer:
             return refine_at(asked, score, Y, self.graph, self.config)
         whole = refine(self.model.block(users), Y, self.graph, self.config)
         return score(asked), whole[cells(asked)]
+
+# %% ../nbs/05_correct_smooth.ipynb #c067
+def _arrivals(
+    s: sparse.csr_matrix,  # (1, n_items) how the films asked for are weighted
+    rated: np.ndarray,  # (n,) films with a label
+    graph: Operators,
+    config: CorrectAndSmooth,
+) -> np.ndarray:  # g, (n,)
+    "How much of each label's residual arrives in the films asked for."
+    if config.rule == "own":
+        return s[:, rated].toarray()[0]
+    if config.rule == "neighbours":
+        heard_by = graph.near[s.indices][:, rated]
+        weight = np.asarray(heard_by.sum(axis=1)).ravel() + config.shrinkage
+        return (s.data / np.maximum(weight, 1e-9)) @ heard_by
+    g, back = s.toarray()[0].astype(np.float64), graph.spread.T.tocsr()
+    arrived = np.zeros(len(rated))
+    for _ in range(config.steps):  # backwards through `propagate`, in which labelled films are pinned
+        arrived += g[rated]
+        g[rated] = 0
+        g = config.spread * (back @ g)
+    return arrived + g[rated]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    "A refined score taken apart; the parts add up to it."
+
+    base: float  # z, the model's own
+    smoothing: float  # what mixing base scores with the neighbours' changes
+    labels: np.ndarray  # (n,) what each label adds or takes away, in the order of the user's labels
+    bounds: float  # what keeping scores between 0 and 1 changes
+
+    @property
+    def refined(self) -> float:
+        "The score that the parts add up to."
+        return self.base + self.smoothing + float(self.labels.sum()) + self.bounds
+
+
+def parts(
+    item: int,  # position of the film
+    score: Callable[[np.ndarray], np.ndarray],  # base scores of the user, for positions of films
+    y: sparse.csc_matrix,  # (n_items, 1) labels of the user
+    graph: Operators,
+    config: CorrectAndSmooth,
+) -> Parts:
+    "Take a refined score apart; raises `InputError` for settings that are not linear."
+    if config.rule == "diffusion" and config.scale != "fixed":
+        raise InputError(f"with scale {config.scale!r} a score is no sum over labels; only 'fixed' is")
+    if config.T and config.smoothing == "labels":
+        raise InputError("with smoothing 'labels' a score is no sum over labels; only with 'scores' it is")
+    s = sparse.csr_matrix(([1.0], ([0], [item])), shape=(1, len(graph.A.indptr) - 1))
+    for _ in range(config.T):
+        s = (1 - config.beta) * s + config.beta * (s @ graph.S)
+    s = sparse.csr_matrix(s)
+    residuals = y.data - score(y.indices)
+    alpha = trust(np.array([y.nnz]), config.alpha, config.half_trust)[0]
+    base, mixed = float(score(np.array([item]))[0]), float(s.data @ score(s.indices))
+    told = alpha * residuals * _arrivals(s, y.indices, graph, config)
+    total = mixed + told.sum()
+    return Parts(base, mixed - base, told, float(np.clip(total, 0, 1) - total))
