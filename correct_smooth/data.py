@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'TEXTS', 'LISTS', 'NUMBERS', 'TABLES', 'GROUPLENS', 'MOVIELENS_MD5', 'LABEL_RULES', 'InputError',
-           'check_number', 'check_choice', 'generator', 'reading', 'MovieData', 'as_names', 'as_numbers', 'movie_data',
-           'demo_data', 'read_movies_dataset', 'read_movielens', 'check_target', 'write_beside', 'write_rows',
-           'read_tables', 'write_tables', 'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens',
-           'fetch_movies_dataset', 'holdout', 'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_means',
-           'split', 'Interactions', 'positions', 'index_ratings']
+           'check_number', 'check_choice', 'generator', 'reading', 'MovieData', 'as_names', 'as_numbers',
+           'check_movies', 'check_ratings', 'movie_data', 'demo_data', 'read_movies_dataset', 'read_movielens',
+           'check_target', 'settle', 'write_beside', 'write_rows', 'read_tables', 'write_tables', 'synthetic_data',
+           'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset', 'holdout', 'leave_last',
+           'by_time', 'cold_items', 'cold_users', 'user_means', 'split', 'Interactions', 'positions', 'index_ratings']
 
 # %% ../nbs/00_data.ipynb #c002
 import ast
+import ctypes
+import glob
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -188,7 +191,7 @@ def _checked_frame(frame: Any, what: str) -> pd.DataFrame:
     return frame
 
 
-def _checked_movies(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+def check_movies(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     "Films indexed by unique id, known columns only, each of its own type."
     movies = _checked_frame(movies, "movies")
     if "item_id" not in movies.columns and movies.index.name == "item_id":
@@ -238,7 +241,7 @@ def _as_seconds(column: pd.Series) -> pd.Series:
     return (column - pd.Timestamp(0, tz=column.dt.tz)) // pd.Timedelta(seconds=1)
 
 
-def _checked_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+def check_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     "Ratings of known columns and types, one for each user and item, in their order of arrival."
     ratings = _checked_frame(ratings, "ratings").reset_index(drop=True)
     absent = [o for o in ("user_id", "item_id", "rating") if o not in ratings.columns]
@@ -306,7 +309,7 @@ def movie_data(
 ) -> MovieData:  # checked; the frames handed in are not changed
     "Check films and ratings and put them together; raises `InputError` where they cannot be used."
     count = dict(dropped or {})
-    films, stars = _checked_movies(movies, count), _checked_ratings(ratings, count)
+    films, stars = check_movies(movies, count), check_ratings(ratings, count)
     known = stars["item_id"].isin(films.index)
     count["ratings of movies without metadata"] = int((~known).sum())
     if not known.any():
@@ -572,24 +575,65 @@ def check_target(
             raise InputError(f"cannot write below {above}; name another folder")
     return folder
 
+# %% ../nbs/00_data.ipynb #c045
+def _exchange(one: Path, other: Path) -> bool:
+    "Let two folders trade names in one indivisible step; False where the system knows no such step."
+    here, trade = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: Linux
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), trade) == 0
+    except (AttributeError, OSError, TypeError):
+        return False
 
+# %% ../nbs/00_data.ipynb #c047
+def settle(folder: str | Path) -> None:
+    "Clear away what a writer left that was killed: half a result, or a whole one under another name."
+    folder = Path(folder).expanduser().resolve()
+    mark = f".{folder.name}.{platform.node()}-"
+    if os.name != "posix" or not folder.parent.is_dir():
+        return
+    for left in folder.parent.glob(f"{glob.escape(mark)}*"):
+        process = left.name[len(mark) :].partition("-")[0]
+        if not process.isdigit() or _running(int(process)):
+            continue
+        if left.suffix == ".old" and not folder.exists():
+            left.rename(folder)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _running(process: int) -> bool:
+    "Whether there is such a process on this machine."
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+# %% ../nbs/00_data.ipynb #c049
 @contextmanager
 def write_beside(
     folder: str | Path,  # what should hold the result in the end
     names: tuple[str, ...],  # files and folders of such a result
 ) -> Iterator[Path]:  # a fresh folder beside it, to write into
-    "Write a folder whole or not at all: fill one beside it, then rename."
+    "Write a folder whole or not at all: fill one beside it, then let them trade names."
     folder = check_target(folder, names)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    settle(folder)
+    mark = f".{folder.name}.{platform.node()}-{os.getpid()}-"
+    fresh = Path(tempfile.mkdtemp(prefix=mark, dir=folder.parent))
     old = fresh.with_name(fresh.name + ".old")
     try:
         yield fresh
         fresh.chmod(0o755)
         check_target(folder, names)  # somebody may have used the time
-        if folder.exists():
+        if not folder.exists():
+            fresh.rename(folder)
+        elif not _exchange(fresh, folder):
             folder.rename(old)
-        fresh.rename(folder)
+            fresh.rename(folder)
     except BaseException:
         if old.exists():
             old.rename(folder)
@@ -599,7 +643,7 @@ def write_beside(
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/00_data.ipynb #c046
+# %% ../nbs/00_data.ipynb #c052
 @contextmanager
 def write_rows(
     path: str | Path,  # .parquet or .csv; an earlier file is replaced
@@ -631,7 +675,7 @@ def write_rows(
             writer.close()  # does nothing a second time
         part.unlink(missing_ok=True)
 
-# %% ../nbs/00_data.ipynb #c048
+# %% ../nbs/00_data.ipynb #c054
 TABLES = ("movies.parquet", "ratings.parquet")
 
 
@@ -698,7 +742,7 @@ def write_tables(
         data.movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
         data.ratings.to_parquet(fresh / "ratings.parquet", index=False)
 
-# %% ../nbs/00_data.ipynb #c051
+# %% ../nbs/00_data.ipynb #c057
 def _long_tail(n: int) -> np.ndarray:
     "Shares of n things, the most frequent first; they add up to one."
     share = 1 / np.arange(20, n + 20)
@@ -726,7 +770,7 @@ def _planted_movies(
     )
     return movies, themes
 
-# %% ../nbs/00_data.ipynb #c054
+# %% ../nbs/00_data.ipynb #c060
 def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Generator) -> np.ndarray:
     "How many ratings each user gives: long-tailed, 5 to `most`, `n_ratings` together."
     busy = rng.lognormal(0, 1, n_users)
@@ -739,7 +783,7 @@ def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Gene
     count[rng.choice(np.flatnonzero(count < most), left, replace=False)] += 1
     return count
 
-# %% ../nbs/00_data.ipynb #c057
+# %% ../nbs/00_data.ipynb #c063
 @njit(cache=True)
 def _draw_films(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "For each user `count` different films, one user after the other; `upto` adds up the films' shares."
@@ -754,7 +798,7 @@ def _draw_films(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -
                 at += 1
     return film
 
-# %% ../nbs/00_data.ipynb #c060
+# %% ../nbs/00_data.ipynb #c066
 def _planted_ratings(
     users: np.ndarray,
     count: np.ndarray,
@@ -795,7 +839,7 @@ def _planted_world(
     blocks = np.array_split(np.arange(n_users), -(-n_users // 10_000))
     return movies, (_planted_ratings(o, count[o], themes, quality, upto, rng) for o in blocks)
 
-# %% ../nbs/00_data.ipynb #c061
+# %% ../nbs/00_data.ipynb #c067
 def synthetic_data(
     n_users: int = 500,
     n_items: int = 1_000,
@@ -809,7 +853,7 @@ def synthetic_data(
     movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
     return movie_data(movies, pd.concat(blocks, ignore_index=True), "synthetic")
 
-# %% ../nbs/00_data.ipynb #c063
+# %% ../nbs/00_data.ipynb #c069
 def write_synthetic(
     folder: str | Path,  # receives movies.parquet and ratings.parquet, for `read_tables`
     n_users: int,
@@ -828,7 +872,7 @@ def write_synthetic(
             for block in blocks:
                 write(block)
 
-# %% ../nbs/00_data.ipynb #c066
+# %% ../nbs/00_data.ipynb #c072
 def load_data(
     source: str
     | Path
@@ -858,7 +902,7 @@ def load_data(
         "each .parquet or .csv"
     )
 
-# %% ../nbs/00_data.ipynb #c071
+# %% ../nbs/00_data.ipynb #c077
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 MOVIELENS_MD5 = {
     "ml-latest-small": "31a303aabbc519bd33d025e44d6c2570",
@@ -905,7 +949,7 @@ def fetch_movies_dataset() -> Path:  # the folder, for `load_data`
         ) from error
     return Path(kagglehub.dataset_download("rounakbanik/the-movies-dataset"))
 
-# %% ../nbs/00_data.ipynb #c076
+# %% ../nbs/00_data.ipynb #c082
 @njit(cache=True)
 def _rank_within(code: np.ndarray, start: np.ndarray, key: np.ndarray) -> np.ndarray:
     "Place of each row in its group, 0 for the largest key; rows of `code` k lie from `start[k]` when sorted."
@@ -942,7 +986,7 @@ def _share(share: float) -> float:
         raise InputError(f"a share of {share} leaves nothing to learn from or nothing to test on")
     return share
 
-# %% ../nbs/00_data.ipynb #c078
+# %% ../nbs/00_data.ipynb #c084
 def holdout(
     ratings: pd.DataFrame,
     share: float = 0.2,  # of each user's ratings, rounded; at least one if the user has two
@@ -1000,7 +1044,7 @@ def cold_users(ratings: pd.DataFrame, share: float = 0.1, seed: int = 0) -> np.n
     "Hide every rating of a random share of the users."
     return _cold(ratings["user_id"], share, seed)
 
-# %% ../nbs/00_data.ipynb #c085
+# %% ../nbs/00_data.ipynb #c091
 LABEL_RULES = ("train", "all")
 
 
@@ -1030,7 +1074,7 @@ def split(
     train, test = (replace(data, ratings=o, thresholds=thresholds) for o in parts)
     return train, test
 
-# %% ../nbs/00_data.ipynb #c090
+# %% ../nbs/00_data.ipynb #c096
 @dataclass(frozen=True, eq=False)
 class Interactions:
     "Labelled (user, item) pairs by position, with the vocabularies that give ids back."

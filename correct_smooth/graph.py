@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMALISATIONS', 'cosine_knn', 'corating_knn', 'edge_graph', 'read_edges', 'symmetrise', 'normalise', 'check_graph',
-           'GraphConfig', 'film_graph', 'graph_statistics', 'neighbours']
+           'GraphConfig', 'film_graph', 'link_films', 'graph_statistics', 'neighbours']
 
 # %% ../nbs/02_graph.ipynb #c002
 import os
@@ -48,10 +48,16 @@ def cosine_knn(
     return _product_knn(normalize(X.astype(np.float32)), k, n_threads)
 
 
-def _product_knn(rows: sparse.csr_matrix, k: int, n_threads: int | None = None) -> sparse.csr_matrix:
+def _product_knn(
+    rows: sparse.csr_matrix,
+    k: int,
+    n_threads: int | None = None,
+    first: int = 0,  # rows before this one get no neighbours
+) -> sparse.csr_matrix:
     "For each row the k other rows with the largest positive dot product."
-    other = sparse.csr_matrix(rows.T)
-    A = sp_matmul_topn(rows, other, k + 1, threshold=0.0, sort=True, n_threads=n_threads or os.cpu_count())
+    other, threads = sparse.csr_matrix(rows.T), n_threads or os.cpu_count()
+    A = sp_matmul_topn(rows[first:], other, k + 1, threshold=0.0, sort=True, n_threads=threads)
+    A = sparse.csr_matrix((A.data, A.indices, np.append(np.zeros(first, A.indptr.dtype), A.indptr)), rows.shape[:1] * 2)
     return _without_self(A, k)
 
 # %% ../nbs/02_graph.ipynb #c010
@@ -226,6 +232,12 @@ class GraphConfig:
 _USUAL = {o.name: o.default for o in fields(GraphConfig)}  # said only where it differs
 
 
+def _content(X: sparse.csr_matrix, blocks: dict[str, slice], config: GraphConfig) -> sparse.csr_matrix:
+    "The columns that films are compared by."
+    chosen = [X[:, columns] for name, columns in blocks.items() if name in config.blocks]
+    return sparse.hstack(chosen, format="csr") if chosen else X
+
+
 def film_graph(
     X: sparse.csr_matrix,  # (n_items, n_features)
     blocks: dict[str, slice],  # `MovieFeatures.blocks_`
@@ -233,14 +245,28 @@ def film_graph(
     config: GraphConfig = GraphConfig(),
 ) -> sparse.csr_matrix:  # A, (n_items, n_items)
     "Nearest neighbours over the chosen blocks (all, where the data has none of those), and by co-rating."
-    chosen = [X[:, columns] for name, columns in blocks.items() if name in config.blocks]
-    A = cosine_knn(sparse.hstack(chosen, format="csr") if chosen else X, config.k)
+    A = cosine_knn(_content(X, blocks, config), config.k)
     if config.corating:
         C = corating_knn(pairs, config.corating_k, config.corating_shrinkage)
         A = sparse.csr_matrix(A + np.float32(config.corating) * C)
     return symmetrise(A) if config.symmetrise else A
 
 # %% ../nbs/02_graph.ipynb #c033
+def link_films(
+    A: sparse.csr_matrix,  # (n_old, n_old) the graph so far
+    X: sparse.csr_matrix,  # (n, n_features) the catalogue, new films behind the old
+    blocks: dict[str, slice],  # `MovieFeatures.blocks_`
+    config: GraphConfig = GraphConfig(),
+) -> sparse.csr_matrix:  # (n, n)
+    "Join new films to their nearest neighbours by content; edges between old films stay as they are."
+    n_old, n = A.shape[0], X.shape[0]
+    rows = normalize(_content(X, blocks, config).astype(np.float32))
+    near = _product_knn(rows, min(config.k, n - 1), first=n_old)
+    A = A.copy()
+    A.resize(n, n)
+    return sparse.csr_matrix(A + (near.maximum(near.T) if config.symmetrise else near))
+
+# %% ../nbs/02_graph.ipynb #c036
 def graph_statistics(
     A: sparse.csr_matrix,
 ) -> dict[str, float]:  # films, edges, isolated, mean_degree, largest_degree, components, mutual share
@@ -259,7 +285,7 @@ def graph_statistics(
         "mutual": float(mutual),
     }
 
-# %% ../nbs/02_graph.ipynb #c036
+# %% ../nbs/02_graph.ipynb #c039
 def neighbours(
     A: sparse.csr_matrix,  # a graph, normalised or not
     i: int,  # position of the film
