@@ -57,7 +57,9 @@ def _product_knn(
     "For each row the k other rows with the largest positive dot product."
     other, threads = sparse.csr_matrix(rows.T), n_threads or os.cpu_count()
     A = sp_matmul_topn(rows[first:], other, k + 1, threshold=0.0, sort=True, n_threads=threads)
-    A = sparse.csr_matrix((A.data, A.indices, np.append(np.zeros(first, A.indptr.dtype), A.indptr)), rows.shape[:1] * 2)
+    A = sparse.csr_matrix(
+        (A.data, A.indices, np.append(np.zeros(first, A.indptr.dtype), A.indptr)), rows.shape[:1] * 2
+    )
     return _without_self(A, k)
 
 # %% ../nbs/02_graph.ipynb #c010

@@ -913,7 +913,8 @@ with write_beside(sys.argv[1], ("done", "more")) as fresh:
     assert inside(tmp_path / "out") == before
     with write_beside(tmp_path / "out", NAMES) as fresh:
         (fresh / "done").write_text("3")
-    assert inside(tmp_path / "out") == {"done": "3"}  # what it left behind is in nobody's way
+    assert inside(tmp_path / "out") == {"done": "3"}
+    assert [o.name for o in tmp_path.iterdir()] == ["out"]  # what it left behind is gone
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -928,7 +929,8 @@ def test_a_failed_writer_leaves_the_earlier_folder_whole(tmp_path, error):
 
 
 def test_a_rename_that_fails_leaves_the_earlier_folder_whole(tmp_path, monkeypatch):
-    "Where the fresh folder cannot take its place, the earlier one is put back."
+    "Where there is no exchange, and the fresh folder cannot take its place, the earlier one is put back."
+    monkeypatch.setattr("correct_smooth.data._exchange", lambda *_: False)
     before, rename = earlier(tmp_path / "out"), Path.rename
 
     def fresh_fails(self, target):
