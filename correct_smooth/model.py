@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'HEADS', 'Bag', 'as_bag', 'bag_sum', 'ModelConfig', 'with_neighbours', 'dropout', 'ItemEncoder', 'Head',
-           'ItemUserModel', 'HeadArrays', 'Embeddings', 'embed_items', 'embeddings', 'average']
+           'ItemUserModel', 'HeadArrays', 'Embeddings', 'embed_items', 'embeddings', 'with_rows', 'average']
 
 # %% ../nbs/03_model.ipynb #c002
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -335,6 +336,28 @@ def embeddings(
     return Embeddings(H, c, U, b[:, 0], HeadArrays(*(o.cpu().numpy().copy() for o in (P, Q, w))))
 
 # %% ../nbs/03_model.ipynb #c047
+@torch.no_grad()
+def with_rows(
+    model: ItemUserModel,
+    U: np.ndarray,  # (m, k) vectors of m more users
+    b: np.ndarray,  # (m,) their biases
+    n_films: int = 0,  # more films
+) -> ItemUserModel:
+    "A copy with newcomers behind the known users and films; the model handed in is not changed."
+
+    def longer(table: nn.Embedding, more: Tensor) -> nn.Embedding:
+        rows = torch.cat([table.weight, more.to(table.weight)])
+        return nn.Embedding.from_pretrained(rows, freeze=False, sparse=table.sparse)
+
+    out = deepcopy(model)
+    out.user = longer(model.user, torch.from_numpy(U))
+    out.user_bias = longer(model.user_bias, torch.from_numpy(b)[:, None])
+    if model.encoder.config.id_embedding:
+        width = model.encoder.last.out_features
+        out.encoder.own = longer(model.encoder.own, torch.zeros(n_films, width))
+    return out
+
+# %% ../nbs/03_model.ipynb #c050
 def average(
     members: list[Embeddings],  # of the same users and films
 ) -> Embeddings:
