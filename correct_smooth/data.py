@@ -8,8 +8,8 @@ __all__ = ['UNREADABLE', 'TEXTS', 'LISTS', 'NUMBERS', 'TABLES', 'GROUPLENS', 'MO
            'check_movies', 'check_ratings', 'movie_data', 'demo_data', 'read_movies_dataset', 'read_movielens',
            'check_target', 'settle', 'write_beside', 'write_rows', 'read_tables', 'write_tables', 'synthetic_data',
            'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset', 'holdout', 'leave_last',
-           'by_time', 'cold_items', 'cold_users', 'user_means', 'split', 'add_ratings', 'add_movies', 'Interactions',
-           'positions', 'index_ratings']
+           'by_time', 'cold_items', 'cold_users', 'user_means', 'split', 'Interactions', 'positions', 'index_ratings',
+           'add_ratings', 'add_movies']
 
 # %% ../nbs/00_data.ipynb #c002
 import ast
@@ -1076,48 +1076,6 @@ def split(
     return train, test
 
 # %% ../nbs/00_data.ipynb #c096
-def _same_kind(new: pd.Series | pd.Index, known: pd.Series | pd.Index, what: str) -> None:
-    "Raise `InputError` where whole numbers meet text: such ids could not be kept in one column."
-    if len(new) and (new.dtype.kind == "i") != (known.dtype.kind == "i"):
-        free = f"whole numbers, such as {known.max() + 1}" if known.dtype.kind == "i" else "text"
-        raise InputError(f"{what} {list(new)[0]!r} is of another kind than those known; use {free}")
-
-
-def add_ratings(
-    data: MovieData,
-    ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp, of known films
-) -> MovieData:
-    "Newer ratings beside the known ones; raises `InputError` for a film that is not known."
-    new, known = check_ratings(ratings, {}), data.ratings
-    for column in ("user_id", "item_id"):
-        _same_kind(new[column], known[column], f"{column} of the new ratings,")
-    positions(new["item_id"], data.movies.index, "item")
-    if "timestamp" in known and "timestamp" not in new:
-        new = new.assign(timestamp=known["timestamp"].max())  # later than all before
-    theirs = known["user_id"].isin(new["user_id"])
-    renewed = check_ratings(pd.concat([known[theirs], new[list(known.columns)]]), {})
-    thresholds = data.thresholds
-    if thresholds is not None:
-        own = user_means(renewed)
-        thresholds = pd.concat([thresholds.drop(own.index, errors="ignore"), own])
-    together = pd.concat([known[~theirs], renewed], ignore_index=True)
-    return replace(data, ratings=together, thresholds=thresholds)
-
-# %% ../nbs/00_data.ipynb #c099
-def add_movies(
-    data: MovieData,
-    movies: pd.DataFrame,  # item_id as column or index, and any of the known columns
-) -> MovieData:
-    "New films behind the known ones; raises `InputError` for one that is known already."
-    new = check_movies(movies, {})
-    _same_kind(new.index, data.movies.index, "item_id of the new films,")
-    again = new.index.intersection(data.movies.index)
-    if len(again):
-        raise InputError(f"film {again[0]!r} is known already ({len(again)} such); give new films new ids")
-    new = check_movies(new.reindex(columns=data.movies.columns), {})
-    return replace(data, movies=pd.concat([data.movies, new]))
-
-# %% ../nbs/00_data.ipynb #c102
 @dataclass(frozen=True, eq=False)
 class Interactions:
     "Labelled (user, item) pairs by position, with the vocabularies that give ids back."
@@ -1169,3 +1127,45 @@ def index_ratings(
     return Interactions(
         user, item, rating, (rating >= line[user]).astype(np.float32), users, data.movies.index
     )
+
+# %% ../nbs/00_data.ipynb #c099
+def _same_kind(new: pd.Series | pd.Index, known: pd.Series | pd.Index, what: str) -> None:
+    "Raise `InputError` where whole numbers meet text: such ids could not be kept in one column."
+    if len(new) and (new.dtype.kind == "i") != (known.dtype.kind == "i"):
+        free = f"whole numbers, such as {known.max() + 1}" if known.dtype.kind == "i" else "text"
+        raise InputError(f"{what} {list(new)[0]!r} is of another kind than those known; use {free}")
+
+
+def add_ratings(
+    data: MovieData,
+    ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp, of known films
+) -> MovieData:
+    "Newer ratings beside the known ones; raises `InputError` for a film that is not known."
+    new, known = check_ratings(ratings, {}), data.ratings
+    for column in ("user_id", "item_id"):
+        _same_kind(new[column], known[column], f"{column} of the new ratings,")
+    positions(new["item_id"], data.movies.index, "item")
+    if "timestamp" in known and "timestamp" not in new:
+        new = new.assign(timestamp=known["timestamp"].max())  # later than all before
+    theirs = known["user_id"].isin(new["user_id"])
+    renewed = check_ratings(pd.concat([known[theirs], new[list(known.columns)]]), {})
+    thresholds = data.thresholds
+    if thresholds is not None:
+        own = user_means(renewed)
+        thresholds = pd.concat([thresholds.drop(own.index, errors="ignore"), own])
+    together = pd.concat([known[~theirs], renewed], ignore_index=True)
+    return replace(data, ratings=together, thresholds=thresholds)
+
+# %% ../nbs/00_data.ipynb #c102
+def add_movies(
+    data: MovieData,
+    movies: pd.DataFrame,  # item_id as column or index, and any of the known columns
+) -> MovieData:
+    "New films behind the known ones; raises `InputError` for one that is known already."
+    new = check_movies(movies, {})
+    _same_kind(new.index, data.movies.index, "item_id of the new films,")
+    again = new.index.intersection(data.movies.index)
+    if len(again):
+        raise InputError(f"film {again[0]!r} is known already ({len(again)} such); give new films new ids")
+    new = check_movies(new.reindex(columns=data.movies.columns), {})
+    return replace(data, movies=pd.concat([data.movies, new]))
