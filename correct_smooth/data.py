@@ -1133,7 +1133,7 @@ def _same_kind(new: pd.Series | pd.Index, known: pd.Series | pd.Index, what: str
     "Raise `InputError` where whole numbers meet text: such ids could not be kept in one column."
     if len(new) and (new.dtype.kind == "i") != (known.dtype.kind == "i"):
         free = f"whole numbers, such as {known.max() + 1}" if known.dtype.kind == "i" else "text"
-        raise InputError(f"{what} {list(new)[0]!r} is of another kind than those known; use {free}")
+        raise InputError(f"{what} {new.tolist()[0]!r} is of another kind than those known; use {free}")
 
 
 def add_ratings(
@@ -1166,6 +1166,6 @@ def add_movies(
     _same_kind(new.index, data.movies.index, "item_id of the new films,")
     again = new.index.intersection(data.movies.index)
     if len(again):
-        raise InputError(f"film {again[0]!r} is known already ({len(again)} such); give new films new ids")
+        raise InputError(f"film {again.tolist()[0]!r} is known already ({len(again)} such); give new films new ids")
     new = check_movies(new.reindex(columns=data.movies.columns), {})
     return replace(data, movies=pd.concat([data.movies, new]))
