@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'BOOTSTRAP_USERS', 'user_metrics', 'compare', 'gain_by_history', 'reading_guide', 'plot_gains',
-           'plot_history', 'plot_calibration', 'plot_metrics']
+           'plot_history', 'plot_calibration', 'plot_metrics', 'diversity', 'plot_diversity']
 
 # %% ../nbs/06_evaluate.ipynb #c002
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from numba import njit, prange
 from scipy import sparse
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import bootstrap, rankdata, wilcoxon
 
 from .data import InputError
 
@@ -287,4 +289,82 @@ def plot_metrics(result: pd.DataFrame, ax: Axes) -> None:
     ax.scatter(delta, at, color=np.where(clear, "tab:orange", "0.6"), zorder=3)
     ax.set_yticks(at, ["log_loss (turned over)" if o == "log_loss" else o for o in result.index])
     ax.set(xlabel="refined minus base, 95% interval")
+    ax.spines[["top", "right"]].set_visible(False)
+
+# %% ../nbs/06_evaluate.ipynb #c056
+def _times_recommended(lists: np.ndarray, popularity: np.ndarray) -> np.ndarray:  # (n_items,)
+    "In how many lists each film is; raises `InputError` for lists that make no sense."
+    if lists.ndim != 2 or not np.issubdtype(lists.dtype, np.integer) or popularity.ndim != 1:
+        raise InputError(
+            "lists must be a table of whole numbers, a row a user, and popularity one number a film; "
+            f"got {lists.dtype} of shape {lists.shape} and popularity of shape {popularity.shape}"
+        )
+    odd = ~(np.isfinite(popularity) & (popularity >= 0))
+    if odd.any():
+        at = int(np.argmax(odd))
+        raise InputError(f"film {at} has {popularity[at]} ratings; it must be a number from 0")
+    strange = (lists < -1) | (lists >= len(popularity))
+    if strange.any():
+        u, place = np.argwhere(strange)[0]
+        raise InputError(
+            f"list {u} holds film {lists[u, place]}; films are numbered 0 to {len(popularity) - 1}, "
+            "and -1 is an empty place"
+        )
+    ordered = np.sort(lists, axis=1)
+    again = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if again.any():
+        u, place = np.argwhere(again)[0]
+        raise InputError(f"list {u} holds film {ordered[u, place]} twice")
+    if not (lists >= 0).any():
+        raise InputError("there is no recommendation in the lists; at least one is needed")
+    return np.bincount(lists[lists >= 0], minlength=len(popularity))
+
+# %% ../nbs/06_evaluate.ipynb #c059
+def diversity(
+    lists: np.ndarray,  # (m, n) films recommended to each user, by position; -1 where a list is shorter
+    popularity: np.ndarray,  # (n_items,) training ratings of each film
+) -> dict[str, float]:  # coverage, popularity, catalogue, percentile, overlap
+    "How the recommendations to many users spread over the catalogue; `overlap` of a single list is nan."
+    lists, popularity = np.asarray(lists), np.asarray(popularity)
+    times = _times_recommended(lists, popularity)
+    held = lists >= 0
+    length = held.sum(axis=1)
+    m = np.count_nonzero(length)
+    shared = np.where(held, times[lists] - 1, 0).sum(axis=1)[length > 0] / length[length > 0]
+    rank = (rankdata(popularity) - 0.5) / len(popularity)
+    return {
+        "coverage": float(np.mean(times > 0)),
+        "popularity": float(np.average(popularity, weights=times)),
+        "catalogue": float(popularity.mean()),
+        "percentile": float(np.average(rank, weights=times)),
+        "overlap": float(shared.mean() / (m - 1)) if m > 1 else float("nan"),
+    }
+
+# %% ../nbs/06_evaluate.ipynb #c065
+def _concentration(
+    amount: np.ndarray,  # (n_items,) of what is shared out among films
+    popularity: np.ndarray,  # (n_items,)
+) -> tuple[np.ndarray, np.ndarray]:  # share of the catalogue, share of the amount
+    "Share that goes to the most popular films, from none of them to all; equally popular films share alike."
+    _, group = np.unique(-popularity, return_inverse=True)
+    films, given = np.bincount(group), np.bincount(group, amount)
+    return np.append(0, np.cumsum(films) / films.sum()), np.append(0, np.cumsum(given) / given.sum())
+
+
+def plot_diversity(
+    lists: dict[str, np.ndarray],  # named lists, each as for `diversity`
+    popularity: np.ndarray,  # (n_items,) training ratings of each film
+    ax: Axes,
+) -> None:
+    "Share of recommendations that goes to the most popular films."
+    popularity = np.asarray(popularity)
+    times = {name: _times_recommended(np.asarray(own), popularity) for name, own in lists.items()}
+    ax.plot([0, 1], [0, 1], color="0.8", lw=1)
+    if popularity.any():
+        ax.plot(*_concentration(popularity, popularity), ":", color="0.3", lw=1.2, label="ratings")
+    for (name, own), colour in zip(times.items(), cycle(("0.5", "tab:orange", "tab:blue", "tab:green"))):
+        ax.plot(*_concentration(own, popularity), color=colour, label=name)
+    ax.set(xlabel="share of the catalogue, most popular first", ylabel="share of recommendations")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend(frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 from pandas.testing import assert_frame_equal
 from scipy.special import gammaln
@@ -15,7 +16,15 @@ from scipy.stats import bootstrap
 from sklearn import metrics as sk
 
 from correct_smooth.data import InputError
-from correct_smooth.evaluate import BOOTSTRAP_USERS, METRICS, compare, gain_by_history, user_metrics
+from correct_smooth.evaluate import (
+    BOOTSTRAP_USERS,
+    METRICS,
+    compare,
+    diversity,
+    gain_by_history,
+    plot_diversity,
+    user_metrics,
+)
 
 SOME = settings(deadline=None, max_examples=40, database=None)
 ORDER = ["roc_auc", "average_precision", "ndcg_at_10", "hr_at_10"]
@@ -378,3 +387,92 @@ def test_users_with_equally_long_histories_are_one_group():
     found = gain_by_history(gain * 0, gain, np.array([5, 5, 5]))
     assert found[["fewest", "most", "users"]].to_numpy().tolist() == [[5, 5, 3]]
     assert found["delta"].tolist() == pytest.approx([0.2])
+
+
+@st.composite
+def film_lists(draw):
+    "Lists of up to five users over up to eight films, some of them short or empty, and ratings of each film."
+    n_items, m, n = draw(st.integers(1, 8)), draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    lists = np.full((m, n), -1)
+    for own in lists:
+        films = draw(st.lists(st.integers(0, n_items - 1), unique=True, max_size=n))
+        own[draw(st.permutations(range(n)))[: len(films)]] = films  # empty places may come first
+    assume((lists >= 0).any())
+    return lists, np.array(draw(st.lists(st.integers(0, 3), min_size=n_items, max_size=n_items)))
+
+
+@SOME
+@given(film_lists())
+def test_diversity_is_what_its_words_say(case):
+    "Every fact, from sets of films and pairs of users."
+    lists, p = case
+    own = [o for o in ({int(i) for i in row if i >= 0} for row in lists) if o]
+    films = [i for o in own for i in o]
+    found = diversity(lists, p)
+    assert found["coverage"] == pytest.approx(len(set(films)) / len(p))
+    assert found["popularity"] == pytest.approx(np.mean([p[i] for i in films]))
+    assert found["catalogue"] == pytest.approx(p.mean())
+    below = [np.mean([1 if o < p[i] else 0.5 if o == p[i] else 0 for o in p]) for i in films]
+    assert found["percentile"] == pytest.approx(np.mean(below))
+    shared = [len(a & b) / len(a) for j, a in enumerate(own) for k, b in enumerate(own) if j != k]
+    if shared:
+        assert found["overlap"] == pytest.approx(np.mean(shared), abs=1e-12)
+    else:
+        assert np.isnan(found["overlap"])
+
+
+@SOME
+@given(film_lists(), st.randoms(use_true_random=False))
+def test_order_of_users_films_and_places_does_not_matter(case, random):
+    "Facts are about sets of films; numbers of films and of users are names."
+    lists, p = case
+    number = np.array(random.sample(range(len(p)), len(p)))
+    moved = np.where(lists < 0, -1, number[lists])
+    moved = moved[random.sample(range(len(lists)), len(lists)), ::-1]
+    ratings = np.empty_like(p)
+    ratings[number] = p
+    there, back = diversity(lists, p), diversity(moved, ratings)
+    assert_allclose(list(back.values()), list(there.values()), rtol=0, atol=1e-12)
+
+
+@SOME
+@given(film_lists())
+def test_area_below_the_curve_is_the_percentile(case):
+    "The picture and the number say the same, ties and films without ratings included."
+    lists, p = case
+    ax = Figure().subplots()
+    plot_diversity({"some": lists}, p, ax)
+    (curve,) = (o for o in ax.get_lines() if o.get_label() == "some")
+    area = np.trapezoid(curve.get_ydata(), curve.get_xdata())
+    assert area == pytest.approx(diversity(lists, p)["percentile"])
+
+
+def test_many_lists_need_no_pairs():
+    "Two hundred thousand users: their pairs could not be gone through."
+    lists = np.random.default_rng(0).integers(0, 100, (200_000, 1)) + 100 * np.arange(10)
+    found = diversity(lists, np.ones(1000))
+    assert found["coverage"] == 1 and found["percentile"] == 0.5
+    assert found["overlap"] == pytest.approx(1 / 100, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "lists, popularity, said",
+    [
+        ([[0, 2]], [1, 1], "list 0 holds film 2; films are numbered 0 to 1"),
+        ([[0, 1], [-2, 1]], [1, 1], "list 1 holds film -2"),
+        ([[0, 1], [1, 1]], [1, 1], "list 1 holds film 1 twice"),
+        ([[0]], [1, np.nan], "film 1 has nan ratings"),
+        ([[0]], [-1.0, 1], r"film 0 has -1\.0 ratings"),
+        ([[-1], [-1]], [1, 1], "no recommendation"),
+        (np.empty((0, 3), int), [1, 1], "no recommendation"),
+        ([[0.0]], [1, 1], r"got float64 of shape \(1, 1\)"),
+        ([0], [1, 1], r"got int64 of shape \(1,\)"),
+        ([[0]], [[1, 1]], r"popularity of shape \(1, 2\)"),
+    ],
+)
+def test_lists_that_make_no_sense_are_named(lists, popularity, said):
+    "Films that are not there or there twice, ratings that cannot be, no lists."
+    with pytest.raises(InputError, match=said):
+        diversity(np.array(lists), np.array(popularity))
+    with pytest.raises(InputError, match=said):
+        plot_diversity({"some": np.array(lists)}, np.array(popularity), Figure().subplots())

@@ -1,0 +1,247 @@
+"""The page about a run: whatever ids and titles hold stays text, nothing is fetched, and it renders."""
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from correct_smooth.data import InputError
+from correct_smooth.evaluate import METRICS, plot_gains
+from correct_smooth.report import Example, finding, html_report
+
+SOME = settings(deadline=None, max_examples=40, database=None)
+VOID = {"meta", "img"}
+TAGS = set(
+    "html head meta title style body main header p h1 h2 h3 bdi dl div dt dd section table caption thead "
+    "tbody tr th td small figure img figcaption article details summary footer".split()
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    "A page taken apart: tags, attributes, the text of each element."
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append((tag, []))
+
+    def handle_endtag(self, tag):
+        name, parts = self.open.pop()
+        assert name == tag
+        self.texts.append((tag, "".join(parts)))
+
+    def handle_data(self, data):
+        for _, parts in self.open:
+            parts.append(data)
+
+    def of(self, *tags):
+        return [text for tag, text in self.texts if tag in tags]
+
+
+def summary(name="some data", interval=(0.01, 0.03), **changes):
+    "What a run tells, made up."
+    facts = dict(coverage=0.1, popularity=80.0, catalogue=9.0, percentile=0.7, overlap=0.2)
+    return {
+        "data": {"name": name, "users": 1234, "items": 10, "ratings": 56789, "dropped": {}},
+        "base": dict.fromkeys(METRICS, 0.7),
+        "refined": dict.fromkeys(METRICS, 0.72),
+        "delta": dict.fromkeys(METRICS, 0.02),
+        "ci95": dict.fromkeys(METRICS, list(interval)),
+        "users_evaluated": 1200,
+        "users_skipped": 34,
+        "by_history": [dict(fewest=1, most=2000, users=1200, delta=-0.01, low=-0.02, high=0.01)],
+        "epochs": 3,
+        "reading": ["ROC AUC is up."],
+        "diversity": {"base": facts, "refined": {**facts, "overlap": float("nan")}},
+        "seconds": {"fit": 1.25},
+        "config": {"seed": 0, "graph": {"blocks": ["a", "b"], "k": 20}, "model": {"alpha": None}},
+        "versions": {"python": "3.11"},
+        **changes,
+    }
+
+
+def example(user="ann", titles=("Alien", "Heat"), recommended=("Up",)):
+    n, m = len(titles), len(recommended)
+    titles, recommended = (pd.Series(o, dtype=object) for o in (titles, recommended))
+    history = {"title": titles, "rating": np.linspace(1, 5, n), "liked": np.arange(n) % 2 == 0}
+    got = {"rank": range(1, m + 1), "title": recommended, "base": 0.5, "refined": 0.625}
+    return Example(user, pd.DataFrame(history), pd.DataFrame(got))
+
+
+def drawn(n=50):
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    gain = pd.Series(np.random.default_rng(0).normal(size=n))
+    plot_gains(0 * gain, gain, figure.subplots())
+    return figure
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "</td></table></main><img src=x onerror=alert(1)>",
+    "\"' onload='alert(1)",
+    "&lt;b&gt; &amp; {{ told }} {% raw %}",
+    "<!-- ]]> --> ${x} `y`",
+    "</style><style>* { display: none }",
+    "\u202eright to left\u202c עברית 七人の侍 🎬",
+]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_stays_text(text):
+    "In every place where data come in, markup is shown and not obeyed."
+    told = summary(
+        name=text,
+        reading=[text],
+        versions={text: text},
+        config={text: {text: text}},
+        seconds={text: 1.0},
+    )
+    told["data"]["dropped"] = {text: 3}
+    told["diversity"] = {o: {text: 0.5} for o in ("base", "refined")}
+    for part in ("base", "refined", "delta", "ci95"):
+        told[part] = {**told[part], text: told[part]["f1"]}
+    page = Page(html_report(told, {text: drawn()}, [example(text, [text], [text])]))
+    assert set(page.tags) <= TAGS and page.tags.count("img") == 1 and page.tags.count("style") == 1
+    assert {k for k, _ in page.attributes} <= {
+        *("lang", "charset", "http-equiv", "content", "name", "class", "role", "tabindex"),
+        *("aria-label", "scope", "src", "alt"),
+    }
+    assert page.of("h1") == [text] and f"User {text}" in page.of("h3") and text in page.of("figcaption")
+    assert page.of("th").count(text) == 6  # metric, fact, film rated, film recommended, package, stage
+    assert ("alt", text) in page.attributes
+
+
+@SOME
+@given(st.text(), st.lists(st.text(), max_size=4), st.text())
+def test_any_ids_and_titles(user, titles, name):
+    "Any text at all gives a page that can be written as UTF-8 and read back, each title in its cell."
+    page = html_report(summary(name=name), {}, [example(user, titles, titles)])
+    page.encode("utf-8")
+    read = Page(page)
+    assert set(read.tags) <= TAGS
+    shown = [
+        re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", o) for o in titles
+    ]
+    for title in shown:
+        assert read.of("th").count(title if title.strip() else "(no title)") >= 2
+    assert html_report(summary(name=name), {}, [example(user, titles, titles)]) == page
+
+
+def test_what_a_page_cannot_hold_is_replaced():
+    "Control characters and halves of surrogate pairs; titles that are missing or are numbers."
+    page = html_report(summary(), {}, [example("a\x00\ud83d", ["x\x1b[0m", None, 1984], ["\udc00"])])
+    page.encode("utf-8")
+    read = Page(page)
+    assert "User a\ufffd\ufffd" in read.of("h3")
+    assert {"x\ufffd[0m", "(no title)", "1984", "\ufffd"} <= set(read.of("th"))
+
+
+def test_nothing_is_fetched():
+    "No address but pictures inside the page; and the page itself forbids any other."
+    page = html_report(summary(), {"gains": drawn(), "more": drawn()}, [example()])
+    read = Page(page)
+    sources = [v for k, v in read.attributes if k in ("src", "href", "srcset", "action", "data")]
+    assert len(sources) == 2 and all(o.startswith("data:image/svg+xml;base64,") for o in sources)
+    rest = re.sub(r'src="data:[^"]*"', "", page)
+    assert not re.search(r"https?:|//\w|url\(|@import|<script|<link|javascript:", rest)
+    assert "default-src 'none'" in page
+    svg = base64.b64decode(sources[0].partition(",")[2]).decode()
+    assert not re.search(r'(href|src)="(?!#)', svg) and "<script" not in svg and "<dc:date>" not in svg
+
+
+def test_the_same_input_gives_the_same_page():
+    "Figures drawn before, drawn again or never drawn; and the input is left as it was."
+    figure, told = drawn(), summary()
+    pages = [html_report(told, {"gains": figure}, [example()]) for _ in range(3)]
+    pages.append(html_report(summary(), {"gains": drawn()}, [example()]))
+    assert len(set(pages)) == 1 and str(told) == str(summary())
+
+
+def test_a_picture_of_many_users_is_stored_as_pixels():
+    "A page stays small however many users there are."
+    page = html_report(summary(), {"gains": drawn(100_000)})
+    assert "data:image/png;base64," in page and len(page) < 500_000
+
+
+def test_what_the_page_says():
+    "Numbers, verdicts, films in the order of their ratings, settings by their full names."
+    titles = [f"film {o}" for o in range(15)]
+    read = Page(html_report(summary(), {}, [example("ann", titles)]))
+    cells = read.of("td", "th")
+    assert {"1,234", "56,789", "10"} <= set(read.of("dd"))
+    assert cells.count("gain") == 8 and cells.count("loss") == 1  # more log loss is worse
+    assert {"0.7000", "0.7200", "+0.0200", "+0.0100, +0.0300", "1–2,000", "−0.0100", "20.0%", "–"} <= set(
+        cells
+    )
+    assert [o for o in cells if o.startswith("film")] == titles[::-1][:10]
+    assert "15 films rated, 8 liked" in read.of("div")
+    for name, value in (("seed", "0"), ("graph__blocks", '["a", "b"]'), ("model__alpha", "null")):
+        assert cells[cells.index(name) + 1] == value
+
+
+def test_no_gain_is_said_to_be_no_gain():
+    "An interval that holds zero, and one that does not exist."
+    open_, single = (summary(interval=o) for o in ((-0.01, 0.05), (float("nan"),) * 2))
+    assert "which cannot be told from chance (95% interval −1.00 to +5.00)" in finding(open_)
+    assert "which cannot be told from chance (95% interval – to –)" in finding(single)
+    assert "a loss of 2.00 points (95% interval 1.00 to 3.00)" in finding(
+        summary(interval=(-0.03, -0.01), delta={"roc_auc": -0.02})
+    )
+    for told in (open_, single):
+        cells = Page(html_report(told, {})).of("td")
+        assert cells.count("open") == 9 and "gain" not in cells
+
+
+@pytest.mark.parametrize("key", ["data", "ci95", "by_history", "versions"])
+def test_a_summary_that_lacks_something_is_refused(key):
+    with pytest.raises(InputError, match=f"the summary has no '{key}'"):
+        html_report({k: v for k, v in summary().items() if k != key}, {})
+
+
+def test_an_example_that_lacks_a_column_is_refused():
+    one = example()
+    with pytest.raises(InputError, match="history of user 'ann' has no column 'liked'"):
+        Example("ann", one.history.drop(columns="liked"), one.recommended)
+    with pytest.raises(InputError, match="recommended of user 'ann' has no column 'refined'"):
+        Example("ann", one.history, one.recommended.drop(columns="refined"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_it(tmp_path):
+    "Chromium reads the page as we do, says nothing on its console, and draws something."
+    text = html_report(summary(), {"gains": drawn()}, [example(o, NASTY, NASTY) for o in NASTY])
+    path = tmp_path / "page.html"
+    path.write_text(text, encoding="utf-8")
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", "--no-first-run", "--enable-logging=stderr"),
+        *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,2000"),
+    ]
+
+    def look(*what):
+        done = subprocess.run([*command, *what, path.as_uri()], capture_output=True, timeout=120)
+        assert done.returncode == 0 and b"CONSOLE" not in done.stderr, done.stderr[-2000:]
+        return done.stdout.decode()
+
+    seen, wanted = Page(look("--dump-dom").removeprefix("<!DOCTYPE html>")), Page(text)
+    assert seen.tags == wanted.tags
+    assert seen.of("th", "td", "h3") == wanted.of("th", "td", "h3")
+    look(f"--screenshot={tmp_path / 'page.png'}")
+    assert (tmp_path / "page.png").stat().st_size > 50_000
