@@ -1166,6 +1166,8 @@ def add_movies(
     _same_kind(new.index, data.movies.index, "item_id of the new films,")
     again = new.index.intersection(data.movies.index)
     if len(again):
-        raise InputError(f"film {again.tolist()[0]!r} is known already ({len(again)} such); give new films new ids")
+        raise InputError(
+            f"film {again.tolist()[0]!r} is known already ({len(again)} such); give new films new ids"
+        )
     new = check_movies(new.reindex(columns=data.movies.columns), {})
     return replace(data, movies=pd.concat([data.movies, new]))
