@@ -98,7 +98,7 @@ _FACTS = {
     "coverage": ("Catalogue in use", "share of all films that is in somebody's list", ".1%"),
     "popularity": ("Ratings of a recommended film", "in training, on average", ",.1f"),
     "catalogue": ("Ratings of any film", "the same over the whole catalogue", ",.1f"),
-    "percentile": ("Popularity rank", "less popular films than a recommended one; 50%: no leaning", ".1%"),
+    "percentile": ("Popularity rank", "share of films that are less popular; 50%: no leaning", ".1%"),
     "overlap": ("In common", "share of a list that another user, drawn at random, has as well", ".1%"),
 }  # fmt: skip
 
@@ -253,7 +253,8 @@ footer { margin-top: 3.5rem; border-top: 1px solid var(--line) }
   article, details { padding: .9rem 1rem } }
 @media print { :root { --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb;
   --accent: #000; --good: #000; --bad: #000 } body { font-size: 10pt } h2 { break-after: avoid }
-  figure, article, tr { break-inside: avoid } .scroll { overflow: visible } }
+  .pair { grid-template-columns: 1fr 1fr } table { font-size: .8rem } .scroll { overflow: visible }
+  figure, article, tr { break-inside: avoid } }
 """
 
 # %% ../nbs/06b_report.ipynb #c034
