@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -189,7 +189,7 @@ class Evaluation:
     result: pd.DataFrame  # a row a metric, from `compare`
     skipped: int  # users whose held-out films are all liked, or none
     lists: dict[str, np.ndarray] = field(default_factory=dict)  # base, refined -> (m, 10) films by position
-    popularity: np.ndarray | None = None  # (n_items,) training ratings of each film
+    popularity: np.ndarray = field(default_factory=lambda: np.empty(0))  # (n_items,) training ratings
 
     def metric(self, which: str, name: str) -> pd.Series:
         "One metric of every user, `base` or `refined`."
@@ -239,7 +239,9 @@ def evaluation(
     )
 
 # %% ../nbs/07_recommender.ipynb #c022
-FORMAT = 4  # of saved models; it goes up whenever an older version could not read, or would misread, a newer one
+FORMAT = (
+    4  # of saved models; it goes up whenever an older version could not read, or would misread, a newer one
+)
 MODEL_FILES = (
     "model.json", "weights.safetensors", "graph.npz",
     "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet",
@@ -348,7 +350,10 @@ class _Answers(_Settings):
     ) -> Self:
         "Set out what scoring needs; behind the known users stands the mean user, for strangers."
         pairs, S, refinement = index_ratings(data, users), normalise(A), self.fitted_["refinement"]
-        aims, shape = targets(pairs, self.fitted_["training"].target), (len(pairs.items), len(pairs.users) + 1)
+        aims, shape = (
+            targets(pairs, self.fitted_["training"].target),
+            (len(pairs.items), len(pairs.users) + 1),
+        )
         scorer = Scorer(
             average([embeddings(o, X, S) for o in models]).with_mean_user(),
             label_matrix(pairs.user, pairs.item, aims, shape),
@@ -505,7 +510,7 @@ class _Newcomers(_Answers):
 
     def fold_in(
         self,
-        ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp: newcomers', known users', both
+        ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp, of anybody
     ) -> Self:
         "Take in new ratings without training: newcomers get a vector, and labels are up to date."
         self._rows([])
@@ -539,7 +544,7 @@ class _Newcomers(_Answers):
         self,
         movies: pd.DataFrame,  # item_id as column or index, and any of the columns that films have
     ) -> Self:
-        "Take in new films by their content: embedded, linked to their nearest neighbours, recommended at once."
+        "Take in new films by their content: embedded, linked to neighbours, recommended at once."
         self._rows([])
         data, config = add_movies(self.data_, movies), self.fitted_["model"]
         X = self.features_.transform(data.movies)
@@ -573,12 +578,12 @@ class _Newcomers(_Answers):
         ]
         other.epochs_, other.fitted_ = other.epochs_ + epochs, {**other.fitted_, "training": self.training}
         other._keep(other.data_, other.features_, other.X_, A, [o.model for o in trained], other.users_)
-        vars(self).update(vars(other))
+        self.__dict__.update(other.__dict__)
         return self
 
 
 def _renewed(labels: sparse.csc_matrix, Y: sparse.csc_matrix, users: np.ndarray) -> sparse.csc_matrix:
-    "Labels with the columns of some users taken from Y; the last one, of the mean user, stays last and empty."
+    "Labels with some users' columns taken from Y; the last, of the mean user, stays last and empty."
     place = np.append(np.minimum(np.arange(Y.shape[1]), labels.shape[1] - 1), labels.shape[1] - 1)
     place[users] = labels.shape[1] + np.arange(len(users))
     return sparse.hstack([labels, Y[:, users]], format="csc")[:, place]
@@ -589,8 +594,8 @@ def _grown(model: Embeddings, models: list[ItemUserModel], known: int) -> Embedd
     more = [[t.weight[known:].detach().cpu().numpy() for t in (o.user, o.user_bias)] for o in models]
     U = np.hstack([o for o, _ in more]) * np.float32(1 / len(models))
     b = np.mean([o[:, 0] for _, o in more], axis=0)
-    all_users = {"U": np.vstack([model.U[:-1], U]), "b": np.append(model.b[:-1], b)}
-    return replace(model, **all_users).with_mean_user()
+    known_or_new = replace(model, U=np.vstack([model.U[:-1], U]), b=np.append(model.b[:-1], b))
+    return known_or_new.with_mean_user()
 
 # %% ../nbs/07_recommender.ipynb #c034
 DIVERSITY_USERS = 1_000  # at most so many users' top tens are looked at for `Evaluation.diversity`
@@ -636,7 +641,10 @@ class CorrectSmoothRecommender(_Newcomers):
     ) -> tuple[Trained, list[Trained]]:
         "The run that was watched, and the final ones, on all ratings for as many epochs."
         pairs, S, watched = index_ratings(data), normalise(A), None
-        settings, rest = (self.model, self.training), {"progress": self.progress, "checkpoint": checkpoint}
+        fit_one = partial(
+            train, X, model_config=self.model, config=self.training,
+            progress=self.progress, checkpoint=checkpoint,
+        )  # fmt: skip
         hidden = (
             holdout(data.ratings, self.validation, self.seed)
             if self.validation
@@ -646,10 +654,10 @@ class CorrectSmoothRecommender(_Newcomers):
             kept, held = split(data, hidden)
             seen = normalise(graph(kept)) if self.model.encoder == "sage" else None
             inner, valid = (index_ratings(o, pairs.users) for o in (kept, held))
-            watched = train(X, inner, valid, *settings, seed=self.seed, S=seen, **rest)
+            watched = fit_one(inner, valid, seed=self.seed, S=seen)
         stop = None if watched is None else watched.epochs
         seeds = range(self.seed, self.seed + self.ensemble)
-        final = [train(X, pairs, None, *settings, seed=o, S=S, stop=stop, **rest) for o in seeds]
+        final = [fit_one(pairs, seed=o, S=S, stop=stop) for o in seeds]
         return watched or final[0], final
 
     def evaluate(
@@ -674,7 +682,8 @@ class CorrectSmoothRecommender(_Newcomers):
     def _lists(self, user_ids: pd.Series) -> dict[str, np.ndarray]:  # (m, 10) films each
         "Top tens by base and by refined scores, of some users at most."
         users = np.sort(generator(self.seed).permutation(self._rows(user_ids))[:DIVERSITY_USERS])
-        lists, shut = {"base": [], "refined": []}, np.zeros(len(self.items_), bool)
+        lists: dict[str, list[np.ndarray]] = {"base": [], "refined": []}
+        shut = np.zeros(len(self.items_), bool)
         for at, *scores in self.scorer_.blocks(users):
             for own, z in zip(lists.values(), scores, strict=True):
                 own.append(top_n(z, 10, shut, self.scorer_.labels[:, users[at]]))
@@ -832,7 +841,9 @@ def _restored(
     plain = {o: settings[o] for o in ("labels", "validation", "ensemble", "seed", "progress")}
     self = cls(features=clone(features), **stages, **plain)
     self._check()
-    tables = {o: pd.read_parquet(folder / f"{o}.parquet") for o in ("movies", "ratings", "users", "thresholds")}
+    tables = {
+        o: pd.read_parquet(folder / f"{o}.parquet") for o in ("movies", "ratings", "users", "thresholds")
+    }
     data = movie_data(tables["movies"], tables["ratings"], about["name"])
     thresholds = tables["thresholds"].set_index("user_id")["threshold"]
     data = replace(data, thresholds=thresholds if len(thresholds) else None)
@@ -845,7 +856,11 @@ def _restored(
         models = [ItemUserModel(*size, self.model).eval() for _ in range(self.ensemble)]
     nn.ModuleList(models).load_state_dict(weights, assign=True)
     A = check_graph(sparse.csr_matrix(sparse.load_npz(folder / "graph.npz")), len(data.movies))
-    self.fitted_, self.epochs_, self.own_graph_ = self.get_params(deep=False), about["epochs"], about["own_graph"]
+    self.fitted_, self.epochs_, self.own_graph_ = (
+        self.get_params(deep=False),
+        about["epochs"],
+        about["own_graph"],
+    )
     return self._keep(data, features, features.transform(data.movies), A, models, users)
 
 # %% ../nbs/07_recommender.ipynb #c051
@@ -874,7 +889,8 @@ def plot_explanation(
     ax.set_yticks(at, [o if len(o) <= 45 else o[:44] + "…" for o in names])
     ax.set(xlabel="score", ylim=(len(names) + 1.6, -0.6))
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.margins(x=0.2)
+    room = np.ptp(ends) / 4 + 1e-3
+    ax.set_xlim(ends.min() - room, ends.max() + room)
 
 # %% ../nbs/07_recommender.ipynb #c082
 PRESETS: dict[str, dict[str, Any]] = {
@@ -947,7 +963,9 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     plot_history(judged.by_history(), axes["history"])
     p = judged.predictions
     plot_calibration(
-        p["label"].to_numpy(), {o: p[o].to_numpy() for o in ("base", "refined")}, axes["calibration"]
+        p["label"].to_numpy(),
+        {"base": p["base"].to_numpy(), "C+S": p["refined"].to_numpy()},
+        axes["calibration"],
     )
     plot_metrics(judged.result, axes["metrics"])
     plot_diversity(judged.lists, judged.popularity, axes["diversity"])
@@ -1019,9 +1037,7 @@ def examples(
     ]
 
 # %% ../nbs/07_recommender.ipynb #c094
-def _write_evaluation(
-    judged: Evaluation, told: dict[str, Any], shown: list[Example], folder: Path
-) -> None:
+def _write_evaluation(judged: Evaluation, told: dict[str, Any], shown: list[Example], folder: Path) -> None:
     "What an evaluation found, as tables, figures and a page."
     judged.users.to_csv(folder / "per_user_metrics.csv", index=False)
     judged.predictions.to_parquet(folder / "predictions.parquet", index=False)
@@ -1151,7 +1167,8 @@ def cs_run(
     recommender = from_preset(preset, **{**parse_settings(settings), "progress": sys.stderr.isatty()})
     told = run(data or None, out, seed, recommender, edges or None, share, tune=tune)
     print(report(told))
-    print(f"\n{sum(told['seconds'].values()):.0f} seconds; written to {out}/, to be looked at: {out}/report.html")
+    seconds = sum(told["seconds"].values())
+    print(f"\n{seconds:.0f} seconds; written to {out}/. A page to look at: {out}/report.html")
 
 
 if __name__ == "__main__" and "__file__" in globals():  # as `python -m`; a notebook has no file

@@ -253,7 +253,8 @@ footer { margin-top: 3.5rem; border-top: 1px solid var(--line) }
   article, details { padding: .9rem 1rem } }
 @media print { :root { --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb;
   --accent: #000; --good: #000; --bad: #000 } body { font-size: 10pt } h2 { break-after: avoid }
-  .pair { grid-template-columns: 1fr 1fr } figure, article, tr { break-inside: avoid } .scroll { overflow: visible } }
+  .pair { grid-template-columns: 1fr 1fr } figure, article, tr { break-inside: avoid }
+  .scroll { overflow: visible } }
 """
 
 # %% ../nbs/06b_report.ipynb #c034
