@@ -460,12 +460,12 @@ def _take_weights(model: ItemUserModel, start: ItemUserModel) -> None:
     model.load_state_dict(start.state_dict())
 
 
-def _begin(
+def _start(
     X: sparse.csr_matrix,
     pairs: Interactions,
     model_config: ModelConfig,
     config: TrainConfig,
-    start: ItemUserModel | None,
+    start: ItemUserModel | None = None,
 ) -> tuple[ItemUserModel, torch.optim.Optimizer]:
     "A model with its first weights, and its optimizer."
     model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], model_config)
@@ -525,7 +525,7 @@ def train(
     valid_aim = None if valid is None else targets(valid, config.target, pairs)
     quiet = {} if progress else {"disable": True}  # left unset, the variable TQDM_DISABLE has its say
     with _surroundings(seed, config, len(pairs)):
-        now = _Training(*_begin(X, pairs, model_config, config, start), rng, config, last, file)
+        now = _Training(*_start(X, pairs, model_config, config, start), rng, config, last, file)
         with tqdm(desc="training", unit="epoch", leave=False, initial=now.epoch, total=last, **quiet) as bar:
             while not now.over:
                 loss = train_epoch(now.model, X, pairs, aim, now.optimizer, config, rng, now.epoch, S)
