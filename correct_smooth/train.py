@@ -228,7 +228,7 @@ def save_tensors(
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/04_train.ipynb #c027
+# %% ../nbs/04_train.ipynb #c028
 def load_tensors(
     path: str | Path,  # of a file that `save_tensors` wrote
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:  # tensors and metadata, as they were given
@@ -247,7 +247,7 @@ def load_tensors(
         raise InputError(f"{path} is damaged: its content is not what was written")
     return tensors, metadata
 
-# %% ../nbs/04_train.ipynb #c032
+# %% ../nbs/04_train.ipynb #c033
 def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
     "Those of the encoder are made anew at each step, those of the users added up in place."
     shared, users = (group["params"] for group in optimizer.param_groups)
@@ -313,7 +313,7 @@ class _Best:
             self.epoch, self.loss = epoch, loss
             self.weights = {k: o.detach().clone() for k, o in model.state_dict().items()}
 
-# %% ../nbs/04_train.ipynb #c034
+# %% ../nbs/04_train.ipynb #c035
 CHECKPOINT_SECONDS = 10.0  # between one checkpoint and the next, at least
 
 
@@ -407,7 +407,7 @@ class _Training:
             self.model.load_state_dict(self.best.weights)
         return Trained(self.model.eval(), pd.DataFrame(self.history), self.best.epoch + 1)
 
-# %% ../nbs/04_train.ipynb #c036
+# %% ../nbs/04_train.ipynb #c037
 CHECKPOINT_FORMAT = 1
 
 
@@ -445,7 +445,7 @@ def _checkpoint(folder: str | Path, fingerprint: str) -> Path:
         raise InputError(f"checkpoint must be a folder, and {folder} cannot be one: {error}") from error
     return folder / f"{fingerprint}.safetensors"
 
-# %% ../nbs/04_train.ipynb #c039
+# %% ../nbs/04_train.ipynb #c040
 def _take_weights(model: ItemUserModel, start: ItemUserModel) -> None:
     "Copy weights from a model of the same make."
     if not isinstance(start, ItemUserModel):
@@ -460,12 +460,12 @@ def _take_weights(model: ItemUserModel, start: ItemUserModel) -> None:
     model.load_state_dict(start.state_dict())
 
 
-def _begin(
+def _start(
     X: sparse.csr_matrix,
     pairs: Interactions,
     model_config: ModelConfig,
     config: TrainConfig,
-    start: ItemUserModel | None,
+    start: ItemUserModel | None = None,
 ) -> tuple[ItemUserModel, torch.optim.Optimizer]:
     "A model with its first weights, and its optimizer."
     model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], model_config)
@@ -525,7 +525,7 @@ def train(
     valid_aim = None if valid is None else targets(valid, config.target, pairs)
     quiet = {} if progress else {"disable": True}  # left unset, the variable TQDM_DISABLE has its say
     with _surroundings(seed, config, len(pairs)):
-        now = _Training(*_begin(X, pairs, model_config, config, start), rng, config, last, file)
+        now = _Training(*_start(X, pairs, model_config, config, start), rng, config, last, file)
         with tqdm(desc="training", unit="epoch", leave=False, initial=now.epoch, total=last, **quiet) as bar:
             while not now.over:
                 loss = train_epoch(now.model, X, pairs, aim, now.optimizer, config, rng, now.epoch, S)

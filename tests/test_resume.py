@@ -144,7 +144,7 @@ def test_one_step_after_the_break(made, tmp_path, every_epoch):
     tensors, about = load_tensors(file)
     torch.manual_seed(99)
     state = training._Training(
-        *training._begin(X, pairs, SMALL, SHORT, None), np.random.default_rng(99), SHORT, 7, file
+        *training._start(X, pairs, SMALL, SHORT), np.random.default_rng(99), SHORT, 7, file
     )
     assert state.epoch == 2 and not state.over
     assert all(o.grad is not None and not o.grad.any() for o in (state.model.user.weight,))
