@@ -1099,10 +1099,10 @@ def positions(
     "Position of each id; raises `InputError` naming the first that is unknown."
     at = vocabulary.get_indexer(pd.Index(ids)).astype(np.int32)
     if (at < 0).any():
-        stranger = list(ids)[int(np.flatnonzero(at < 0)[0])]
+        stranger = pd.Index(ids).tolist()[int(np.flatnonzero(at < 0)[0])]
         raise InputError(
             f"{what} {stranger!r} is unknown ({int((at < 0).sum())} such); "
-            f"known are {list(vocabulary[:3])} ..."
+            f"known are {vocabulary[:3].tolist()} ..."
         )
     return at
 

@@ -371,17 +371,17 @@ class _Answers(_Settings):
         at = self.users_.get_indexer(pd.Index(user_ids))
         return np.where(at < 0, len(self.users_), at)
 
-    def _known_rows(self, user_ids: Any) -> np.ndarray:
-        "The same, with a warning where there are strangers."
-        rows = self._rows(user_ids)
-        if (strange := rows == len(self.users_)).any():
-            who = list(user_ids)[int(np.argmax(strange))]
+    def _strangers(self, user_ids: Any) -> list[Any]:
+        "Those of these users who are unknown, with a warning if there are any."
+        ids = pd.Index(user_ids)
+        unknown = ids[self._rows(ids) == len(self.users_)].unique().tolist()
+        if unknown:
             warnings.warn(
-                f"user {who!r} is unknown ({int(strange.sum())} such) and gets what the mean of all users "
+                f"user {unknown[0]!r} is unknown ({len(unknown)} such) and gets what the mean of all users "
                 "would; fold_in gives people a taste of their own from a few ratings",
                 stacklevel=3,
             )
-        return rows
+        return unknown
 
     def predict(
         self,
@@ -390,13 +390,15 @@ class _Answers(_Settings):
     ) -> pd.DataFrame:  # user_id, item_id, base, refined, in the order asked for
         "Scores of given pairs, before and after Correct-and-Smooth."
         users, items = as_list(user_ids, "user_ids"), as_list(item_ids, "item_ids")
-        rows = self._known_rows(users)
+        rows, strangers = self._rows(users), self._strangers(users)
         if len(users) != len(items):
             raise InputError(
                 f"{len(users)} users for {len(items)} items; predict needs one user for each item"
             )
         base, refined = self.scorer_.pairs(rows, positions(items, self.items_, "item"))
-        return pd.DataFrame({"user_id": users, "item_id": items, "base": base, "refined": refined})
+        told = pd.DataFrame({"user_id": users, "item_id": items, "base": base, "refined": refined})
+        told.attrs["strangers"] = strangers
+        return told
 
     def recommend(
         self,
@@ -407,7 +409,10 @@ class _Answers(_Settings):
         block_items: Any = None,  # never recommend these
     ) -> pd.DataFrame:  # user_id, rank, item_id, title, base, refined; best first
         "The best films for each user, by refined score."
-        return pd.concat(self._tops(user_ids, n, exclude_seen, items, block_items), ignore_index=True)
+        user_ids = None if user_ids is None else as_list(user_ids, "user_ids")
+        tops = pd.concat(self._tops(user_ids, n, exclude_seen, items, block_items), ignore_index=True)
+        tops.attrs["strangers"] = [] if user_ids is None else self._strangers(user_ids)
+        return tops
 
     def write_recommendations(
         self,
@@ -430,7 +435,7 @@ class _Answers(_Settings):
         check_number("n", n, 1, whole=True)
         check_choice("exclude_seen", exclude_seen, (True, False))
         ids = pd.Index(getattr(self, "users_", []) if user_ids is None else as_list(user_ids, "user_ids"))
-        users, titles = self._known_rows(ids), self._titles()
+        users, titles = self._rows(ids), self._titles()
         shut = np.full(len(self.items_), items is not None)
         for given, closed in ((items, False), (block_items, True)):
             if given is not None:
@@ -484,7 +489,7 @@ class _Answers(_Settings):
         item: Any,  # id of a known film
     ) -> pd.DataFrame:  # part, item_id, title, rating, label, expected, contribution
         "Why a score is what it is: contributions that add up to the refined score."
-        row, i = self._known_rows([user]), int(positions([item], self.items_, "item")[0])
+        row, i = self._rows([user]), int(positions([item], self.items_, "item")[0])
 
         def score(at: np.ndarray) -> np.ndarray:
             return self.scorer_.model.pairs(np.repeat(row, len(at)), at)

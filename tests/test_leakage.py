@@ -69,6 +69,7 @@ def assert_same(one, two):
 
 @EACH_SPLIT
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.filterwarnings("ignore:user .* is unknown")  # cold users are
 def test_scrambling_what_is_hidden_changes_nothing(world, mark, target):
     "Split and fitted anew, everything learned is the same bit for bit, and so are all scores."
     hidden = mark(world.ratings)

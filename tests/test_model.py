@@ -356,7 +356,8 @@ def test_saved_and_loaded(world, tmp_path, config, ensemble):
     for one, two in zip(r.models_, back.models_, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     pd.testing.assert_frame_equal(back.recommend(), r.recommend(), check_exact=True)
-    stranger = [o.predict(["nobody"] * 5, r.items_[:5]) for o in (r, back)]
+    with pytest.warns(UserWarning, match="user 'nobody' is unknown"):
+        stranger = [o.predict(["nobody"] * 5, r.items_[:5]) for o in (r, back)]
     pd.testing.assert_frame_equal(*stranger, check_exact=True)
     assert_array_equal(stranger[0]["base"], stranger[0]["refined"])
 
@@ -379,9 +380,9 @@ def test_watched_run_has_no_graph_of_what_it_is_watched_by(world, monkeypatch):
     "With `sage`, ratings to stop by are not in the graph that the watched run trains on."
     graphs = []
 
-    def spy(*args):
-        graphs.append(args[7])
-        return train(*args)
+    def spy(*args, **named):
+        graphs.append(named["S"])
+        return train(*args, **named)
 
     monkeypatch.setattr("correct_smooth.recommender.train", spy)
     config = {"graph": GraphConfig(k=5), "training": TrainConfig(epochs=2), "progress": False}

@@ -139,8 +139,8 @@ def test_any_ids_and_titles(user, titles, name):
     shown = [
         re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", o) for o in titles
     ]
-    for title in shown:
-        assert read.of("th").count(title if title.strip() else "(no title)") >= 2
+    for original, title in zip(titles, shown, strict=True):
+        assert read.of("th").count(title if original.strip() else "(no title)") >= 2
     assert html_report(summary(name=name), {}, [example(user, titles, titles)]) == page
 
 
