@@ -291,10 +291,13 @@ class Embeddings:
             out += torch.from_numpy(self.head.block(users)).T
         return out.sigmoid_().numpy().T
 
-    def with_mean_user(self) -> "Embeddings":
-        "The same, and behind the last user the mean of all, for people we know nothing of."
-        U, b = np.vstack([self.U, self.U.mean(axis=0)]), np.append(self.b, self.b.mean())
-        head = self.head and self.head._replace(Q=np.vstack([self.head.Q, self.head.Q.mean(axis=0)]))
+    def with_mean_user(
+        self,
+        first: int | None = None,  # the mean of so many users; None: of all
+    ) -> "Embeddings":
+        "The same, and behind the last user the mean of them, for people we know nothing of."
+        U, b = np.vstack([self.U, self.U[:first].mean(axis=0)]), np.append(self.b, self.b[:first].mean())
+        head = self.head and self.head._replace(Q=np.vstack([self.head.Q, self.head.Q[:first].mean(axis=0)]))
         return Embeddings(self.H, self.c, U, b, head)
 
 

@@ -337,6 +337,7 @@ class _Answers(_Settings):
     items_: pd.Index  # film id at each position
     scorer_: Scorer
     epochs_: int  # of training behind each model
+    trained_: int  # users it was trained with: the first so many; the mean user is theirs
     fitted_: dict[str, Any]  # settings at the time of fitting
 
     def _keep(
@@ -355,7 +356,7 @@ class _Answers(_Settings):
             (len(pairs.items), len(pairs.users) + 1),
         )
         scorer = Scorer(
-            average([embeddings(o, X, S) for o in models]).with_mean_user(),
+            average([embeddings(o, X, S) for o in models]).with_mean_user(self.trained_),
             label_matrix(pairs.user, pairs.item, aims, shape),
             operators(A, refinement),
             refinement,
@@ -532,7 +533,7 @@ class _Newcomers(_Answers):
         Y = label_matrix(pairs.user, pairs.item, aims, (len(self.items_), len(users)))
         labels = _renewed(self.scorer_.labels, Y, np.unique(pairs.user))
         models = self._with_users(Y[:, known:]) if len(who) else self.models_
-        model = _grown(self.scorer_.model, models, known)
+        model = _grown(self.scorer_.model, models, known).with_mean_user(self.trained_)
         self.data_, self.users_, self.models_ = data, users, models
         self.scorer_ = replace(self.scorer_, labels=labels, model=model)
         return self
@@ -581,7 +582,8 @@ class _Newcomers(_Answers):
             train(other.X_, pairs, None, config, training, seed, quiet, S, start=o, checkpoint=checkpoint)
             for seed, o in zip(seeds, other.models_, strict=True)
         ]
-        other.epochs_, other.fitted_ = other.epochs_ + epochs, {**other.fitted_, "training": self.training}
+        other.epochs_, other.trained_ = other.epochs_ + epochs, len(other.users_)
+        other.fitted_ = {**other.fitted_, "training": self.training}
         other._keep(other.data_, other.features_, other.X_, A, [o.model for o in trained], other.users_)
         self.__dict__.update(other.__dict__)
         return self
@@ -595,12 +597,11 @@ def _renewed(labels: sparse.csc_matrix, Y: sparse.csc_matrix, users: np.ndarray)
 
 
 def _grown(model: Embeddings, models: list[ItemUserModel], known: int) -> Embeddings:
-    "The average with the members' newcomers, as `average` would make it, without encoding a film again."
+    "Known users and newcomers, as `average` would make them, without encoding a film again."
     more = [[t.weight[known:].detach().cpu().numpy() for t in (o.user, o.user_bias)] for o in models]
     U = np.hstack([o for o, _ in more]) * np.float32(1 / len(models))
     b = np.mean([o[:, 0] for _, o in more], axis=0)
-    known_or_new = replace(model, U=np.vstack([model.U[:-1], U]), b=np.append(model.b[:-1], b))
-    return known_or_new.with_mean_user()
+    return replace(model, U=np.vstack([model.U[:-1], U]), b=np.append(model.b[:-1], b))
 
 # %% ../nbs/07_recommender.ipynb #c034
 DIVERSITY_USERS = 1_000  # at most so many users' top tens are looked at for `Evaluation.diversity`
@@ -634,6 +635,7 @@ class CorrectSmoothRecommender(_Newcomers):
         self.history_, self.epochs_, self.own_graph_ = watched.history, final[0].epochs, own is not None
         self.dropped_ = {k: v for k, v in dropped.items() if v}  # edges left out, and why
         self.fitted_ = self.get_params(deep=False)  # what `save` writes, whatever is set later
+        self.trained_ = data.ratings["user_id"].nunique()
         return self._keep(data, features, X, A, [o.model for o in final])
 
     def _train(
@@ -765,7 +767,8 @@ class CorrectSmoothRecommender(_Newcomers):
                 table.to_parquet(fresh / f"{name}.parquet", index=False)
             about = {
                 "format": FORMAT, "version": version("correct_smooth"), "name": self.data_.name,
-                "epochs": self.epochs_, "own_graph": self.own_graph_, "settings": settings,
+                "epochs": self.epochs_, "own_graph": self.own_graph_, "trained": self.trained_,
+                "settings": settings,
                 "sha256": {o: checksum(fresh / o) for o in MODEL_FILES[1:]},
             }  # fmt: skip
             (fresh / "model.json").write_text(json.dumps(about, indent=1, default=np.generic.item))
@@ -861,11 +864,11 @@ def _restored(
         models = [ItemUserModel(*size, self.model).eval() for _ in range(self.ensemble)]
     nn.ModuleList(models).load_state_dict(weights, assign=True)
     A = check_graph(sparse.csr_matrix(sparse.load_npz(folder / "graph.npz")), len(data.movies))
-    self.fitted_, self.epochs_, self.own_graph_ = (
-        self.get_params(deep=False),
-        about["epochs"],
-        about["own_graph"],
-    )
+    check_number("epochs", about["epochs"], 1, whole=True)
+    check_number("trained", about["trained"], 1, len(users), whole=True)
+    check_choice("own_graph", about["own_graph"], (True, False))
+    self.fitted_, self.own_graph_ = self.get_params(deep=False), about["own_graph"]
+    self.epochs_, self.trained_ = about["epochs"], about["trained"]
     return self._keep(data, features, features.transform(data.movies), A, models, users)
 
 # %% ../nbs/07_recommender.ipynb #c051

@@ -1,0 +1,299 @@
+"""People, films and ratings that come after training: what is learned of them, and what they leave alone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+from scipy.special import logit
+from sklearn.linear_model import LogisticRegression
+
+from correct_smooth.correct_smooth import CorrectAndSmooth
+from correct_smooth.data import InputError, add_ratings, index_ratings, synthetic_data
+from correct_smooth.graph import GraphConfig
+from correct_smooth.model import ModelConfig
+from correct_smooth.new_users import fit_users
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.train import TrainConfig, train
+
+QUICK = {"graph": GraphConfig(k=5), "training": TrainConfig(epochs=3), "progress": False}
+SOME = settings(deadline=None, max_examples=25, database=None)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return synthetic_data(60, 80, 1_500, seed=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(world):
+    return CorrectSmoothRecommender(**QUICK, ensemble=2).fit(world)
+
+
+def again(fitted):
+    "A copy that may take newcomers in; nothing of the fitted one may change by it."
+    return fitted.with_refinement(fitted.refinement)
+
+
+def ratings(user, items, stars):
+    return pd.DataFrame({"user_id": user, "item_id": items, "rating": np.asarray(stars, float)})
+
+
+def new_ratings(rng, user, n):
+    return ratings(user, rng.choice(80, n, replace=False), rng.integers(1, 11, n) / 2)
+
+
+@pytest.mark.parametrize("n", [3, 60])
+def test_a_vector_is_that_of_logistic_regression(n):
+    "scikit-learn's, on hard labels: each rating twice, the bias as a column, pulled to 0."
+    rng = np.random.default_rng(n)
+    H, y = rng.normal(size=(n, 5)), rng.integers(0, 2, n)
+    y[:2] = 0, 1
+    Y = sparse.csc_matrix((y, (np.arange(n), np.zeros(n, int))), shape=(n, 1))
+    U, b = fit_users(Y, H, np.zeros(n), (np.zeros(5), 0.0), 2.5)
+    rows = np.column_stack([H, np.ones(n)])
+    other = LogisticRegression(C=1 / 2.5, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(rows, y)
+    assert_allclose(np.append(U[0], b[0]), other.coef_[0], atol=1e-4)
+
+
+@SOME
+@given(st.integers(0, 2**32 - 1), st.integers(1, 79), st.integers(1, 79))
+def test_newcomers_do_not_depend_on_their_company(fitted, seed, n, m):
+    "Two people together, one after the other, or with rows in another order: the same answers."
+    rng = np.random.default_rng(seed)
+    one, two = new_ratings(rng, 100, n), new_ratings(rng, 101, m)
+    both = again(fitted).fold_in(pd.concat([one, two]))
+    turns = again(fitted).fold_in(two).fold_in(one)
+    mixed = again(fitted).fold_in(pd.concat([one, two]).sample(frac=1, random_state=0))
+    for o in (100, 101):
+        lists = [r.recommend([o], n=80).sort_values("item_id") for r in (both, turns, mixed)]
+        for other in lists[1:]:
+            assert_array_equal(lists[0]["item_id"], other["item_id"])
+            assert_allclose(lists[0]["refined"], other["refined"], atol=1e-5)
+
+
+def test_nobody_else_moves(fitted):
+    "Weights, labels and scores of those who were there are the same to the last bit."
+    before = fitted.recommend(n=80)
+    parameters = [o.clone() for m in fitted.models_ for o in m.parameters()]
+    more = again(fitted).fold_in(new_ratings(np.random.default_rng(1), 100, 30))
+    pd.testing.assert_frame_equal(more.recommend(fitted.users_, n=80), before, check_exact=True)
+    pd.testing.assert_frame_equal(fitted.recommend(n=80), before, check_exact=True)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(parameters, (o for m in fitted.models_ for o in m.parameters()), strict=True)
+    )
+
+
+@pytest.mark.parametrize("target", ["margin", "label"])
+@pytest.mark.parametrize("thresholds", [True, False])
+def test_labels_are_as_if_they_had_always_been_there(world, target, thresholds):
+    "New people's, and those of known people who have rated more, or changed their mind."
+    from dataclasses import replace
+
+    from correct_smooth.correct_smooth import label_matrix
+    from correct_smooth.data import user_means
+    from correct_smooth.train import targets
+
+    data = replace(world, thresholds=user_means(world.ratings)) if thresholds else world
+    quick = {**QUICK, "training": TrainConfig(epochs=1, target=target)}
+    r = CorrectSmoothRecommender(**quick, ensemble=1).fit(data)
+    rng = np.random.default_rng(0)
+    new = pd.concat([new_ratings(rng, o, 20) for o in (3, 100, 7, 101)])
+    r.fold_in(new)
+    whole = add_ratings(data, new)
+    pairs = index_ratings(whole, r.users_)
+    expected = label_matrix(pairs.user, pairs.item, targets(pairs, target), r.scorer_.labels.shape)
+    assert (r.scorer_.labels != expected).nnz == 0 and r.scorer_.labels.nnz == len(whole.ratings)
+    assert r.users_[-2:].tolist() == [100, 101]
+
+
+def test_a_twin_is_recognised(world):
+    "A newcomer with exactly the ratings of somebody trained on is like that one, above all others."
+    training = TrainConfig(epochs=100, weight_decay=1.0)
+    r = CorrectSmoothRecommender(
+        graph=GraphConfig(k=5), training=training, validation=0.0, ensemble=1, progress=False
+    ).fit(world)
+    r.fold_in(world.ratings.assign(user_id=world.ratings["user_id"] + 100))
+    Z = logit(r.scorer_.model.block(np.arange(120)).astype(float))
+    alike = np.corrcoef(Z.T)[60:, :60]
+    assert_array_equal(alike.argmax(axis=1), np.arange(60))
+    assert np.diag(alike).min() > 0.95
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "sage"])
+def test_new_films_are_embedded_as_the_same_films_would_be(world, encoder):
+    "A film added with another's content has that film's base scores."
+    config = ModelConfig(encoder=encoder, id_embedding=encoder == "mlp", id_dropout=0.5)
+    r = CorrectSmoothRecommender(**QUICK, model=config, ensemble=1).fit(world)
+    for model in r.models_:  # so that films' own vectors cannot hide a difference
+        if config.id_embedding:
+            torch.nn.init.zeros_(model.encoder.own.weight)
+    twin = world.movies[3:4].rename(index={3: 1003})
+    before = r.recommend(n=80, exclude_seen=False)
+    r.add_movies(twin)
+    assert r.items_[-1] == 1003 and r.A_.shape == (81, 81)
+    if encoder == "mlp":
+        both = [r.predict(r.users_, [o] * 60)["base"] for o in (3, 1003)]
+        assert_allclose(*both, atol=1e-5)
+    old = r.recommend(n=80, exclude_seen=False, items=r.items_[:-1])
+    if encoder == "mlp":  # with sage an old film may have a new neighbour
+        key = ["user_id", "item_id"]
+        assert_allclose(
+            before.sort_values(key)["base"],
+            old.sort_values(key)["base"],
+            atol=2e-2 if config.id_embedding else 1e-5,
+        )
+    near = r.similar_items(1003, n=1)
+    assert near["item_id"][0] == 3 and near["similarity"][0] > 0.9
+    r.fold_in(ratings(5, [1003], [5.0]))  # and can be rated
+    assert 1003 not in set(r.recommend([5], n=81)["item_id"])
+
+
+def test_films_and_people_that_cannot_be_taken_in(fitted, world):
+    "Each error names the value, and nothing has changed after it."
+    r = again(fitted)
+    before = r.recommend(n=5)
+    for wrong, message in (
+        (ratings(100, [999], [5]), "item 999 is unknown"),
+        (ratings("me", [1], [5]), "'me' is of another kind.*whole numbers, such as 60"),
+        (ratings(100, ["1"], [5]), "'1' is of another kind"),
+        (ratings(100, [1], [np.nan]), "row 0 is 'nan'"),
+        (ratings(100, [1], [5]).drop(columns="rating"), "lack the column rating"),
+        ([1, 2], "must be a pandas DataFrame"),
+    ):
+        with pytest.raises(InputError, match=message):
+            r.fold_in(wrong)
+        with pytest.raises(InputError, match=message):
+            r.partial_fit(wrong)
+    with pytest.raises(InputError, match="film 3 is known already"):
+        r.add_movies(world.movies[3:5])
+    with pytest.raises(InputError, match="epochs must be"):
+        r.partial_fit(epochs=0)
+    pd.testing.assert_frame_equal(r.recommend(n=5), before)
+    assert len(r.fold_in(ratings(100, [1], [5])[:0]).users_) == 60
+
+
+def test_a_head_that_is_not_convex_is_refused(world):
+    r = CorrectSmoothRecommender(**QUICK, model=ModelConfig(head="mlp"), ensemble=1).fit(world)
+    with pytest.raises(InputError, match="needs 'dot'"):
+        r.fold_in(ratings(100, [1], [5]))
+
+
+def test_training_goes_on_from_where_it_stood(fitted, world):
+    "It is `train` from the weights that are there, with fresh random numbers; and new rounds differ."
+    r = again(fitted).partial_fit(epochs=2)
+    pairs = index_ratings(world)
+    first = r.seed + 2 * fitted.epochs_
+    alone = train(
+        r.X_, pairs, None, r.model, TrainConfig(epochs=2), first, False, start=fitted.models_[0]
+    ).model
+    for a, b in zip(alone.parameters(), r.models_[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert r.epochs_ == fitted.epochs_ + 2
+    two = again(fitted).partial_fit(epochs=1).partial_fit(epochs=1)
+    assert not torch.equal(two.models_[0].user.weight, r.models_[0].user.weight)
+
+
+def test_a_failed_round_changes_nothing(fitted, monkeypatch):
+    "New ratings are taken in together with the training, or not at all."
+    r = again(fitted)
+    before = r.recommend()
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("correct_smooth.recommender.train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        r.partial_fit(ratings(100, [1, 2], [5, 1]))
+    pd.testing.assert_frame_equal(r.recommend(), before)
+    assert len(r.users_) == 60
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CorrectAndSmooth(),
+        CorrectAndSmooth(half_trust=0, alpha=50),  # far beyond the bounds
+        CorrectAndSmooth(T=3, beta=0.4),
+        CorrectAndSmooth("own", alpha=0.8, half_trust=0, T=2, normalisation="symmetric"),
+        CorrectAndSmooth("diffusion", steps=4, alpha=1),
+        CorrectAndSmooth("diffusion", steps=0, T=1, spread_normalisation="row"),
+    ],
+    ids=str,
+)
+def test_explanations_add_up(fitted, config):
+    "For every film, rated or not, known and new users, whatever the rule."
+    r = fitted.with_refinement(config).fold_in(new_ratings(np.random.default_rng(2), 100, 12))
+    for user in (0, 100):
+        scores = r.predict([user] * 80, r.items_)
+        for item, base, refined in scores[["item_id", "base", "refined"]].to_numpy():
+            told = r.explain(user, int(item))
+            assert told["contribution"].sum() == pytest.approx(refined, abs=2e-5)
+            assert told["contribution"][0] == pytest.approx(base, abs=1e-6)
+            assert told["part"][0] == "base score" and set(told["part"][1:]) <= {
+                "own label", "neighbour", "smoothing", "bounds",
+            }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:user .* is unknown")
+def test_explaining_a_stranger(fitted):
+    "There is nothing but the base score."
+    told = fitted.explain("zoe", 3)
+    assert told["part"].tolist() == ["base score"]
+    with pytest.raises(InputError, match="item 'x' is unknown"):
+        fitted.explain(0, "x")
+
+
+def test_blocked_films_are_not_recommended(fitted):
+    "Whatever else is allowed, and for everybody."
+    some = fitted.items_[:10]
+    top = fitted.recommend(n=80, block_items=some)
+    assert not set(top["item_id"]) & set(some)
+    assert set(fitted.recommend(n=80, items=some, block_items=some[3:])["item_id"]) <= set(some[:3])
+    with pytest.raises(InputError, match="item 999 is unknown"):
+        fitted.recommend(block_items=[999])
+
+
+def test_similar_films(fitted):
+    "By graph the largest weights, by embedding the largest cosines; never the film itself."
+    H = fitted.scorer_.model.H
+    unit = H / np.linalg.norm(H, axis=1, keepdims=True)
+    for i, item in enumerate(fitted.items_[:20]):
+        close = fitted.similar_items(item, n=200, by="embedding")
+        assert len(close) == 79 and item not in set(close["item_id"])
+        assert_allclose(close["similarity"], np.sort(np.delete(unit @ unit[i], i))[::-1], atol=1e-5)
+        row = fitted.A_[i].toarray()[0]
+        near = fitted.similar_items(item, n=5)
+        assert_allclose(near["similarity"], np.sort(row[row > 0])[::-1][:5], atol=1e-6)
+
+
+def test_a_fit_that_was_stopped_goes_on(world, tmp_path, monkeypatch):
+    "Interrupted in each of its trainings in turn, it ends with the weights of an undisturbed one."
+    monkeypatch.setattr("correct_smooth.train.CHECKPOINT_SECONDS", 0)
+    whole = CorrectSmoothRecommender(**QUICK, ensemble=2).fit(world)
+    calls = iter(range(10**6))
+    from correct_smooth import train as module
+
+    epoch = module.train_epoch
+
+    def interrupted(*args, **named):
+        if next(calls) % 2:
+            raise KeyboardInterrupt
+        return epoch(*args, **named)
+
+    monkeypatch.setattr("correct_smooth.train.train_epoch", interrupted)
+    r, stops = CorrectSmoothRecommender(**QUICK, ensemble=2), 0
+    while True:
+        try:
+            r.fit(world, checkpoint=tmp_path / "c")
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops >= 3
+    for one, two in zip(whole.models_, r.models_, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    pd.testing.assert_frame_equal(whole.recommend(), r.recommend(), check_exact=True)
