@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .graph import GraphConfig
     from .model import ModelConfig
     from .recommender import CorrectSmoothRecommender, from_preset, run
+    from .titles import movie_id
     from .train import TrainConfig
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "holdout",
     "load_data",
     "movie_data",
+    "movie_id",
     "run",
     "split",
 ]
@@ -38,6 +40,7 @@ _HOMES = {
     "graph": ["GraphConfig"],
     "model": ["ModelConfig"],
     "recommender": ["CorrectSmoothRecommender", "from_preset", "run"],
+    "titles": ["movie_id"],
     "train": ["TrainConfig"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
