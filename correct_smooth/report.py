@@ -343,7 +343,7 @@ similar films over a graph. Both are judged on ratings that training has not see
 lists together.</p>
 <div class="pair">
 {% if diversity %}
-<div>{{ table("Recommendations to all users", ["Fact", "Base", "C+S"], diversity) }}</div>
+<div>{{ table("Top tens of the users judged, a thousand at most", ["Fact", "Base", "C+S"], diversity) }}</div>
 {% endif %}
 {{ picture("diversity") }}
 </div>
