@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'TEXTS', 'LISTS', 'NUMBERS', 'TABLES', 'GROUPLENS', 'MOVIELENS_MD5', 'LABEL_RULES', 'InputError',
-           'check_number', 'check_choice', 'generator', 'reading', 'MovieData', 'as_names', 'as_numbers',
+           'check_number', 'check_choice', 'generator', 'reading', 'MovieData', 'as_text', 'as_names', 'as_numbers',
            'check_movies', 'check_ratings', 'movie_data', 'demo_data', 'read_movies_dataset', 'read_movielens',
            'check_target', 'settle', 'write_beside', 'write_rows', 'read_tables', 'write_tables', 'synthetic_data',
            'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset', 'holdout', 'leave_last',
@@ -39,6 +39,9 @@ from numba import njit
 # %% ../nbs/00_data.ipynb #c005
 class InputError(ValueError):
     "Something handed in cannot be used; the message says what, where, and what to do."
+
+    def __init__(self, message: str):
+        super().__init__(message if len(message) < 2_000 else f"{message[:2_000]} ...")  # cells can be long
 
 # %% ../nbs/00_data.ipynb #c007
 def check_number(
@@ -125,6 +128,11 @@ def _absent(value: Any) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
+def as_text(value: Any) -> str:
+    "Text that can be written as UTF-8; half a character, as cut-off text may hold, becomes a question mark."
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def as_names(value: Any) -> tuple[str, ...] | None:
     "A list-like cell as names: lists, arrays, `a|b` or `['a', 'b']` as text; None if it is none of these."
     if isinstance(value, str) and value[:1] in ("[", "(") and value[-1:] in ("]", ")"):
@@ -175,6 +183,9 @@ def _as_ids(column: pd.Series, what: str) -> pd.Series:
     kind = pd.api.types.infer_dtype(column, skipna=True)
     if kind == "floating" and (column.dropna() % 1 == 0).all() and (column.dropna().abs() < 2**53).all():
         return column.astype("Int64")
+    if kind == "string":
+        with reading(what):
+            pa.array(column, pa.string(), from_pandas=True)  # is it UTF-8?
     if kind in ("string", "empty") or (
         kind == "integer" and column.dropna().between(-(2**63), 2**63 - 1).all()
     ):
@@ -218,15 +229,17 @@ def _clean_columns(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
         given = movies[o]
         if o in LISTS:
             lists = [as_names(v) for v in given]
-            movies[o] = pd.Series([v or () for v in lists], index=movies.index, dtype=object)
+            movies[o] = pd.Series(
+                [tuple(map(as_text, v or ())) for v in lists], index=movies.index, dtype=object
+            )
             dropped[f"cells of {o} that are no list of names"] = sum(v is None for v in lists)
         elif o in TEXTS:
-            movies[o] = given.astype(object).where(given.notna(), "").map(str)
+            movies[o] = given.astype(object).where(given.notna(), "").map(as_text)
         elif o in NUMBERS:
             movies[o] = as_numbers(given)
             dropped[f"values of {o} that are not numbers"] = int((movies[o].isna() & given.notna()).sum())
         else:
-            text = given.astype(object).where(given.notna(), False).map(str).str.lower()
+            text = given.astype(object).where(given.notna(), False).map(as_text).str.lower()
             movies[o] = text.isin(["true", "1", "1.0"])
             odd = ~text.isin(["true", "1", "1.0", "false", "0", "0.0", ""])
             dropped["values of adult that are neither true nor false"] = int(odd.sum())
@@ -321,7 +334,7 @@ def movie_data(
             else f"nothing to learn from: {len(films)} movies and {len(stars)} ratings"
         )
     stars = stars if known.all() else stars[known].reset_index(drop=True)
-    return MovieData(films, stars, name, {k: v for k, v in count.items() if v})
+    return MovieData(films, stars, as_text(name), {k: v for k, v in count.items() if v})
 
 # %% ../nbs/00_data.ipynb #c026
 def demo_data() -> MovieData:  # 671 users, 9,066 films
@@ -402,6 +415,8 @@ def _read_csv(
     "Columns of a CSV as text, renamed; only an empty cell is missing (a film may be called NA)."
     where = where or str(source)
     with reading(where):
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            raise InputError(f"{where} is no file")  # a pipe or a device might never end
         head = _read_numbers(source, kinds) if kinds else None
         if head is None:
             head = pd.read_csv(source, dtype=str, **_ONLY_EMPTY_IS_MISSING, **kwargs)
@@ -569,6 +584,8 @@ def check_target(
         folder = Path(folder).expanduser().resolve()
         foreign = {o.name for o in folder.iterdir()} - set(names) if folder.is_dir() else set()
         above = next(o for o in folder.parents if o.exists())
+        if as_text(folder) != str(folder):
+            raise InputError(f"{as_text(folder)}: Parquet cannot be written under a name that is not UTF-8")
         if foreign or (folder.exists() and not folder.is_dir()):
             what = f"holds something else ({min(foreign)})" if foreign else "is a file"
             raise InputError(f"{folder} {what} and will not be replaced; name another folder")
@@ -728,7 +745,7 @@ def read_tables(
     csv = [t for o, t in tables.items() if not (folder / f"{o}.parquet").is_file()]
     for column in ("user_id", "item_id"):  # in a CSV all is text: numbers if all of them are
         text = [t for t in csv if column in t]
-        if all(t[column].dropna().str.fullmatch(r"-?\d{1,18}").all() for t in text):
+        if all(t[column].dropna().str.fullmatch("-?[0-9]{1,18}").all() for t in text):
             for t in text:
                 t[column] = t[column].astype("Int64")
     return movie_data(tables["movies"], tables["ratings"], folder.resolve().name)
@@ -885,7 +902,7 @@ def load_data(
         return demo_data() if source == "demo" else synthetic_data()
     with reading(source):
         path = Path(source).expanduser()
-        found = {o.name for o in path.iterdir()} if path.is_dir() else set()
+        found = {o.name for o in path.iterdir() if o.is_file()} if path.is_dir() else set()
     if path.suffix.lower() == ".zip" or found & {"movies.dat", "ratings.dat"}:
         return read_movielens(path)
     if "movies_metadata.csv" in found:

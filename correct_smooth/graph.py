@@ -96,19 +96,29 @@ def _edge_weights(edges: pd.DataFrame) -> np.ndarray:
     return weight
 
 
+def _find(ids: pd.Series, items: pd.Index) -> np.ndarray:
+    "Position of each id, -1 for one that is unknown."
+    try:
+        return items.get_indexer(pd.Index(ids, tupleize_cols=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{ids.name} of edges must hold item ids: {error}"[:300]) from error
+
+
 def edge_graph(
     edges: pd.DataFrame,  # source, target and perhaps weight, by external id
     items: pd.Index,  # the catalogue: item id at each position
     dropped: dict[str, int] | None = None,  # receives what was left out and how often
 ) -> sparse.csr_matrix:  # A, (n_items, n_items) float32
     "A graph from a list of edges; raises `InputError` for weights that are not 0 or more."
+    if edges.columns.duplicated().any():
+        raise InputError(f"edges have a column twice; found: {', '.join(map(str, edges.columns))}")
     absent = [o for o in ("source", "target") if o not in edges.columns]
     if absent:
         raise InputError(
             f"edges lack the column {', '.join(absent)}; found: {', '.join(map(str, edges.columns))}"
         )
     weight = _edge_weights(edges)
-    source, target = (items.get_indexer(pd.Index(edges[o])) for o in ("source", "target"))
+    source, target = (_find(edges[o], items) for o in ("source", "target"))
     known, loop = (source >= 0) & (target >= 0), source == target
     use = known & ~loop & (weight > 0)
     table = (
@@ -136,9 +146,15 @@ def _npz_columns(path: Path) -> pd.DataFrame:
         return pd.DataFrame({o: arrays[o] for o in arrays.files})
 
 
+def _parquet_columns(path: Path) -> pd.DataFrame:
+    table = pq.read_table(path)
+    table.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
+    return table.to_pandas()
+
+
 _EDGE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": pd.read_csv,
-    ".parquet": lambda o: pq.read_table(o).to_pandas(),
+    ".parquet": _parquet_columns,
     ".npz": _npz_columns,
 }
 
@@ -186,13 +202,18 @@ def check_graph(A: sparse.csr_matrix, n_items: int) -> sparse.csr_matrix:  # flo
         raise InputError(
             f"a graph of {n_items} films is a sparse matrix of {n_items} x {n_items}; got {found}"
         )
-    if A.dtype.kind not in "buif" or not (np.isfinite(A.data) & (A.data >= 0)).all():
-        raise InputError("the weights of a graph must be numbers from 0 up, and finite; these are not")
-    A = sparse.csr_matrix(A, dtype=np.float32)
     try:
-        A.check_format(full_check=True)  # compiled loops follow these indices wherever they lead
-    except ValueError as error:
+        if A.format in ("csr", "csc", "bsr"):  # compiled loops follow these indices wherever they lead
+            A.check_format(full_check=True)
+            if (A.indptr[1:] < A.indptr[:-1]).any():
+                raise ValueError("its index pointer goes down")
+        kind, A = A.dtype.kind, sparse.csr_matrix(A)
+    except (ValueError, TypeError) as error:
         raise InputError(f"the graph is no sound sparse matrix: {error}") from error
+    with np.errstate(over="ignore"):
+        A = A.astype(np.float32, copy=False) if kind in "buif" else A
+    if kind not in "buif" or not (np.isfinite(A.data) & (A.data >= 0)).all():
+        raise InputError("the weights of a graph must be numbers from 0 up, and finite; these are not")
     return A
 
 # %% ../nbs/02_graph.ipynb #c030

@@ -794,7 +794,8 @@ class CorrectSmoothRecommender(_Newcomers):
                     f"{folder} is in model format {found}, this version reads {FORMAT}; {way_out}"
                 )
             for name in MODEL_FILES[1:]:
-                if checksum(folder / name) != about["sha256"][name]:
+                plain = (folder / name).is_file()  # a pipe or a device might never end
+                if not plain or checksum(folder / name) != about["sha256"][name]:
                     raise InputError(
                         f"{folder}/{name} is not the file that was saved; it is cut off or changed"
                     )
@@ -856,20 +857,29 @@ def _restored(
     thresholds = tables["thresholds"].set_index("user_id")["threshold"]
     data = replace(data, thresholds=thresholds if len(thresholds) else None)
     users = pd.Index(tables["users"]["user_id"])
+    if not users.is_unique:
+        raise InputError(f"{folder} names a user twice")
     weights, _ = load_tensors(folder / "weights.safetensors")
     if (held := len({o.partition(".")[0] for o in weights})) != self.ensemble:
         raise InputError(f"{folder} holds {held} models, and its settings say {self.ensemble}")
+    if any(o.dtype != torch.float32 for o in weights.values()):
+        raise InputError(f"{folder} holds weights that are not numbers of 32 bits")
     with torch.device("meta"):
         size = len(features.get_feature_names_out()), len(users), len(data.movies)
         models = [ItemUserModel(*size, self.model).eval() for _ in range(self.ensemble)]
     nn.ModuleList(models).load_state_dict(weights, assign=True)
-    A = check_graph(sparse.csr_matrix(sparse.load_npz(folder / "graph.npz")), len(data.movies))
+    A = check_graph(sparse.load_npz(folder / "graph.npz"), len(data.movies))
     check_number("epochs", about["epochs"], 1, whole=True)
     check_number("trained", about["trained"], 1, len(users), whole=True)
     check_choice("own_graph", about["own_graph"], (True, False))
     self.fitted_, self.own_graph_ = self.get_params(deep=False), about["own_graph"]
     self.epochs_, self.trained_ = about["epochs"], about["trained"]
-    return self._keep(data, features, features.transform(data.movies), A, models, users)
+    self._keep(data, features, features.transform(data.movies), A, models, users)
+    learned = self.scorer_.model
+    for numbers in (learned.H, learned.c, learned.U, learned.b, *(learned.head or ())):
+        if not (np.abs(numbers) < 1e15).all():
+            raise InputError(f"{folder} holds weights that are no numbers, or absurd ones; fit and save again")
+    return self
 
 # %% ../nbs/07_recommender.ipynb #c051
 def plot_explanation(
@@ -976,7 +986,8 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
         axes["calibration"],
     )
     plot_metrics(judged.result, axes["metrics"])
-    plot_diversity(judged.lists, judged.popularity, axes["diversity"])
+    lists = {"base": judged.lists["base"], "C+S": judged.lists["refined"]}
+    plot_diversity(lists, judged.popularity, axes["diversity"])
     return out
 
 # %% ../nbs/07_recommender.ipynb #c089
@@ -1135,7 +1146,8 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     name = main.__name__
 
     def end(code: int, message: Any) -> SystemExit:
-        print(f"{name}: {message}", file=sys.stderr)
+        one_line = " ".join(str(message).splitlines())  # whatever it quotes
+        print(f"{name}: {one_line}", file=sys.stderr)
         return SystemExit(code)
 
     def wrong_flags(message: str) -> None:

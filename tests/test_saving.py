@@ -1,0 +1,431 @@
+"""A saved model is whole at any moment, whatever becomes of its writer, and loads as it was."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from correct_smooth import data as writing
+from correct_smooth.correct_smooth import CorrectAndSmooth
+from correct_smooth.data import InputError, holdout, split, synthetic_data
+from correct_smooth.graph import GraphConfig
+from correct_smooth.model import ModelConfig
+from correct_smooth.recommender import FORMAT, MODEL_FILES, CorrectSmoothRecommender
+from correct_smooth.train import TrainConfig
+
+LONG = bool(os.environ.get("CORRECT_SMOOTH_LONG"))
+KEPT = Path(__file__).parent / "data" / f"model_format_{FORMAT}"
+QUICK = {
+    "graph": GraphConfig(k=3, corating_k=5),
+    "model": ModelConfig(emb_dim=4, hidden_dim=8, head_dim=3),
+    "training": TrainConfig(epochs=2),
+    "ensemble": 1,
+    "validation": 0.0,
+    "progress": False,
+}
+
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="kills, and limits on files, are those of POSIX"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+
+
+def small_world(text_ids=False):
+    "Few users and films; with ids that are numbers, or text."
+    world = synthetic_data(20, 30, 200, n_themes=3, theme_words=6, plot_words=8)
+    if text_ids:
+        world = replace(
+            world, ratings=world.ratings.assign(user_id="user " + world.ratings["user_id"].astype(str))
+        )
+    return world
+
+
+def fitted(seed=0, **settings):
+    return CorrectSmoothRecommender(**{**QUICK, "seed": seed, **settings}).fit(small_world())
+
+
+@pytest.fixture(scope="module")
+def two():
+    "Two models that recommend otherwise, and what they recommend."
+    models = [fitted(seed) for seed in (0, 1)]
+    tops = [o.recommend() for o in models]
+    assert not tops[0].equals(tops[1])
+    return models, tops
+
+
+def load_one_of(folder, tops):
+    "Which of the two a folder holds; nothing else will do."
+    found = CorrectSmoothRecommender.load(folder).recommend()
+    (which,) = [k for k, o in enumerate(tops) if found.equals(o)]
+    return which
+
+
+# --- killed
+
+
+def child(model, folder, ready, sabotage):
+    "Save, in a process of its own."
+    torch.set_num_threads(1)
+    if sabotage is not None:
+        sabotage()
+    os.write(ready, b"!")
+    model.save(folder)
+    os._exit(0)
+
+
+@contextmanager
+def saving(model, folder, sabotage=None):
+    "A process that has begun to save; it is gone at the end."
+    waiting, ready = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=child, args=(model, folder, ready, sabotage))
+    process.start()
+    os.close(ready)
+    os.read(waiting, 1)
+    os.close(waiting)
+    try:
+        yield process
+    finally:
+        process.join(60)
+        assert process.exitcode in (0, -signal.SIGKILL)
+
+
+def no_exchange():
+    "As on a system where two folders cannot trade names in one step."
+    writing._exchange = lambda *_: False
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+EACH_SYSTEM = pytest.mark.parametrize("sabotage", [None, no_exchange], ids=["exchange", "two renames"])
+
+
+def killed_at_random(two, folder, sabotage, kills, seed):
+    "So many kills while one of the models is saved over the other, each at a random moment."
+    models, tops = two
+    models[0].save(folder)
+    rng, held, ends = np.random.default_rng(seed), 0, []
+    began = time.monotonic()
+    for _ in range(3):
+        with saving(models[0], folder, sabotage):
+            pass
+    life = (time.monotonic() - began) / 3
+    while len(ends) < kills:
+        with saving(models[1 - held], folder, sabotage) as process:
+            process.join(rng.uniform(0, life))
+            alive = process.exitcode is None
+            if alive:
+                process.kill()
+        before, held = held, load_one_of(folder, tops)
+        if alive and process.exitcode:
+            ends.append(held != before)
+        else:
+            assert held != before
+    models[0].save(folder)
+    assert load_one_of(folder, tops) == 0
+    assert [o.name for o in folder.parent.iterdir()] == [folder.name]
+    return ends
+
+
+@EACH_SYSTEM
+def test_killed_twenty_times(two, tmp_path, sabotage):
+    ends = killed_at_random(two, tmp_path / "model", sabotage, 20, 0)
+    assert not all(ends)
+
+
+@pytest.mark.skipif(not LONG, reason="takes minutes; set CORRECT_SMOOTH_LONG to run it")
+@EACH_SYSTEM
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_killed_hundreds_of_times(two, tmp_path, sabotage, seed):
+    ends = killed_at_random(two, tmp_path / "model", sabotage, 300, seed)
+    assert 0 < sum(ends) < len(ends)
+
+
+@EACH_SYSTEM
+@pytest.mark.parametrize("every", [1 if LONG else 5])
+def test_killed_at_each_step(two, tmp_path, sabotage, every):
+    "Just before each opening, renaming, making or removing of a file that Python reports."
+    models, tops = two
+    folder = tmp_path / "model"
+    models[0].save(folder)
+    steps = (
+        "open",
+        "os.rename",
+        "os.mkdir",
+        "os.remove",
+        "os.rmdir",
+        "os.chmod",
+        "shutil.rmtree",
+        "ctypes.dlsym",
+    )
+    found = []
+    for step in itertools.count(0, every):
+
+        def kill_there(step=step):
+            left = iter(range(step))
+
+            def hook(event, args):
+                if event in steps and str(tmp_path) in str(args[0]) + "ctypes" * (event[0] == "c"):
+                    if next(left, None) is None:
+                        die()
+
+            if sabotage is not None:
+                sabotage()
+            sys.addaudithook(hook)
+
+        with saving(models[1], folder, kill_there) as process:
+            pass
+        found.append(load_one_of(folder, tops))
+        if process.exitcode == 0:
+            break
+        models[0].save(folder)
+        assert [o.name for o in tmp_path.iterdir()] == ["model"]
+    assert found[0] == 0 and found[-1] == 1 and found == sorted(found) and len(found) > 20 / every
+
+
+def kill_before_exchange():
+    writing._exchange = lambda *_: die()
+
+
+def kill_after_exchange():
+    whole = writing._exchange
+    writing._exchange = lambda one, other: whole(one, other) and die()
+
+
+def kill_between_renames():
+    no_exchange()
+    whole = Path.rename
+
+    def rename(self, target):
+        if Path(target).name == "model":
+            die()
+        return whole(self, target)
+
+    Path.rename = rename
+
+
+@pytest.mark.parametrize(
+    "sabotage, which", [(kill_before_exchange, 0), (kill_after_exchange, 1), (kill_between_renames, 0)]
+)
+def test_killed_around_the_exchange(two, tmp_path, sabotage, which):
+    "The old model before it, the new one after it; what is left of the other goes with the next save."
+    models, tops = two
+    folder = tmp_path / "model"
+    if sabotage is kill_after_exchange and not exchanges(tmp_path):
+        pytest.skip("two folders cannot trade names here")
+    models[0].save(folder)
+    with saving(models[1], folder, sabotage) as process:
+        pass
+    assert process.exitcode == -signal.SIGKILL
+    assert folder.exists() == (sabotage is not kill_between_renames)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert load_one_of(folder, tops) == which
+    models[1].save(folder)
+    assert load_one_of(folder, tops) == 1
+    assert [o.name for o in tmp_path.iterdir()] == ["model"]
+
+
+def exchanges(folder):
+    "Whether two folders can trade names there."
+    one, other = folder / "one", folder / "other"
+    one.mkdir()
+    other.mkdir()
+    able = writing._exchange(one, other)
+    one.rmdir()
+    other.rmdir()
+    return able
+
+
+def test_saved_over_while_it_is_read(two, tmp_path):
+    "A reader beside a writer gets one of the two, or is told that the files do not belong together."
+    models, tops = two
+    folder, found = tmp_path / "model", set()
+    models[0].save(folder)
+    for k in range(20):
+        with saving(models[1 - k % 2], folder):
+            try:
+                found.add(load_one_of(folder, tops))
+            except InputError:
+                pass
+    assert found & {0, 1}
+
+
+# --- no room
+
+
+@contextmanager
+def largest_file(n_bytes):
+    "The system refuses to let any file grow beyond this; Python ignores the signal, so an error remains."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_room(two, tmp_path):
+    "Whichever file meets the end of the disk: an error, the old model whole, no litter."
+    models, tops = two
+    folder = tmp_path / "model"
+    models[0].save(folder)
+    sizes = sorted(o.stat().st_size for o in folder.iterdir())
+    for room in (0, 1, *(o - 1 for o in sizes)):
+        with largest_file(room), pytest.raises(OSError):
+            models[1].save(folder)
+        assert load_one_of(folder, tops) == 0
+        assert [o.name for o in tmp_path.iterdir()] == ["model"]
+    with largest_file(sizes[-1] + 100):
+        models[1].save(folder)
+    assert load_one_of(folder, tops) == 1
+
+
+# --- what was saved is what is loaded
+
+VARIANTS = {
+    "plain": {},
+    "three": {"ensemble": 3},
+    "sage": {"model": replace(QUICK["model"], encoder="sage"), "ensemble": 2},
+    "own vectors": {"model": replace(QUICK["model"], id_embedding=True), "ensemble": 2},
+    "head": {"model": replace(QUICK["model"], head="mlp")},
+    "no item terms": {"model": replace(QUICK["model"], item_bias=False)},
+}
+
+
+def same(one, other):
+    "Two recommenders tell the same, of people and films known and unknown."
+    pd.testing.assert_frame_equal(one.recommend(), other.recommend(), check_exact=True)
+    user, item = one.users_[-1], one.items_[-1]
+    pd.testing.assert_frame_equal(one.explain(user, item), other.explain(user, item), check_exact=True)
+    for by in ("graph", "embedding"):
+        pd.testing.assert_frame_equal(one.similar_items(item, by=by), other.similar_items(item, by=by))
+    with pytest.warns(UserWarning, match="unknown"):
+        strangers = [o.predict(["nobody"], [item]) for o in (one, other)]
+    pd.testing.assert_frame_equal(*strangers, check_exact=True)
+    assert one.get_params().keys() == other.get_params().keys()
+    assert {k: str(v) for k, v in one.get_params().items()} == {
+        k: str(v) for k, v in other.get_params().items()
+    }
+    return True
+
+
+def saved_and_loaded(model, folder):
+    model.save(folder)
+    back = CorrectSmoothRecommender.load(folder)
+    assert same(model, back)
+    return back
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_growing_models(variant, tmp_path):
+    "New films, ratings and people, further training: saved and loaded after each, never another model."
+    settings, text_ids = VARIANTS[variant], variant != "plain"
+    world = small_world(text_ids)
+    learn, _ = split(world, holdout(world.ratings, 0.2))
+    model = CorrectSmoothRecommender(**{**QUICK, **settings}).fit(learn)
+    films = pd.DataFrame(
+        {"item_id": [100, 101], "title": ["Up", ""], "overview": ["w0x1 w1x2", ""], "genres": "Theme 0"}
+    )
+    old, new = learn.ratings["user_id"].iloc[0], "newcomer" if text_ids else 777
+    ratings = pd.DataFrame({"user_id": [old, new, new], "item_id": [100, 100, 3], "rating": [5.0, 1.0, 4.0]})
+    back = saved_and_loaded(model, tmp_path / "model")
+    for o in (model, back):
+        o.add_movies(films)
+    assert same(model, back)
+    back = saved_and_loaded(model, tmp_path / "model")
+    if model.model.head == "mlp":
+        return
+    for o in (model, back):
+        o.fold_in(ratings)
+    assert same(model, back)
+    back = saved_and_loaded(model, tmp_path / "model")
+    for o in (model, back):
+        o.partial_fit(ratings.assign(rating=2.0, item_id=[101, 5, 6]))
+    assert same(model, back)
+    saved_and_loaded(model, tmp_path / "model")
+
+
+REFINEMENTS = {
+    "own": CorrectAndSmooth("own", alpha=0.8, half_trust=0, beta=0.5, T=2, keep_labels=True),
+    "fixed": CorrectAndSmooth(scale="user", spread_normalisation="row", T=1),
+    "off": CorrectAndSmooth(alpha=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("refinement", REFINEMENTS.values(), ids=REFINEMENTS)
+@pytest.mark.parametrize("own_graph", [False, True])
+def test_other_refinements(two, refinement, own_graph, tmp_path):
+    n = len(two[0][0].items_)
+    A = sparse.random(n, n, 0.2, format="csr", rng=np.random.default_rng(0)) if own_graph else None
+    model = two[0][0].with_refinement(refinement, A)
+    back = saved_and_loaded(model, tmp_path / "model")
+    assert back.own_graph_ == own_graph and back.refinement == refinement
+    for o in (model, back):
+        o.partial_fit()
+    assert same(model, back)
+
+
+def test_a_fresh_process(two, tmp_path):
+    "Another process, another day: the same recommendations to the last bit."
+    models, tops = two
+    models[0].save(tmp_path / "model")
+    code = (
+        "import sys; from correct_smooth.recommender import CorrectSmoothRecommender as R; "
+        "R.load(sys.argv[1]).recommend().to_parquet(sys.argv[2])"
+    )
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    out = tmp_path / "tops.parquet"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model", out], check=True, env=where, timeout=120)
+    pd.testing.assert_frame_equal(pd.read_parquet(out), tops[0], check_exact=True)
+
+
+# --- other versions
+
+
+def write_kept(folder=KEPT):
+    "How the folder beside this file was made; a new format gets a folder of its own."
+    every = ModelConfig(4, 8, encoder="sage", head="mlp", head_dim=3, id_embedding=True)
+    world = small_world(text_ids=True)
+    learn, _ = split(world, holdout(world.ratings, 0.2))
+    model = CorrectSmoothRecommender(**{**QUICK, "model": every, "ensemble": 2}).fit(learn)
+    model.save(folder)
+    folder.with_suffix(".json").write_text(model.recommend(n=3).to_json(orient="records", indent=0))
+
+
+def test_models_saved_by_earlier_versions():
+    "One written by the version that introduced this format loads, and recommends what it did then."
+    files = [*KEPT.iterdir(), KEPT.with_suffix(".json")]
+    assert sum(o.stat().st_size for o in files) < 100_000
+    assert {o.name for o in files[:-1]} == set(MODEL_FILES)
+    expected = pd.DataFrame(json.loads(KEPT.with_suffix(".json").read_text()))
+    found = CorrectSmoothRecommender.load(KEPT).recommend(n=3)
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_exact=False, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "found, way_out", [(FORMAT + 1, "update correct_smooth"), (FORMAT - 1, "fit and save it again")]
+)
+def test_other_formats(two, tmp_path, found, way_out):
+    "Told apart by number, whatever else there is in them."
+    two[0][0].save(tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    path.write_text(json.dumps({"format": found, "something": "else"}))
+    with pytest.raises(
+        InputError, match=f"is in model format {found}, this version reads {FORMAT}; {way_out}"
+    ):
+        CorrectSmoothRecommender.load(tmp_path / "model")
