@@ -103,11 +103,11 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((1_000, 24)).columns
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     "Print, in what letters the other side has; that it has stopped listening is no error."
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+        print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter tries again when it ends
@@ -255,14 +255,16 @@ def cs_recommend(
 def ask(
     title: str,  # as typed
     found: pd.DataFrame,  # films that may be meant: item_id, title, year
-    read: Callable[[str], str] = input,
+    read: Callable[[], str] = input,
 ) -> int | str | None:
     "The id of the film that is picked from a numbered list; None if none is."
     shown = [f"{k:4}  {film_name(o.title, o.year)}" for k, o in enumerate(found.itertuples(), 1)]
     say("\n".join([f"which film is '{printable(title)}'?", *shown]))
     options = {str(k): o for k, o in enumerate(found["item_id"].tolist(), 1)}
-    while answer := read(f"1 to {len(found)}, or Enter for none: ").strip():
-        if answer in options:
+    answer = " "
+    while answer:
+        say(f"1 to {len(found)}, or Enter for none: ", end="")  # input(prompt) may use the stream of errors
+        if (answer := read().strip()) in options:
             return options[answer]
     return None
 
