@@ -337,9 +337,10 @@ def rating_rows(
         raw = Path(path).expanduser().read_bytes()
         if raw[:4] == b"PAR1":
             given, first = pd.read_parquet(io.BytesIO(raw)), 1
+            given = given.reset_index(drop=given.index.names == [None])  # a named index is a column
         else:
             text = raw.decode("utf-8-sig")
-            sep = separator(io.StringIO(text).readline())
+            sep = separator(re.split(r"[\r\n]", text, maxsplit=1)[0])
             names = pd.read_csv(io.StringIO(text), sep=sep, nrows=0).columns
             lines: dict[str, Any] = {"sep": sep, "skip_blank_lines": False}
             given, first = _read_csv(io.StringIO(text), {o: o for o in names}, str(path), **lines), 2
@@ -376,7 +377,8 @@ def refuse(
 
 def quoted(cells: pd.Series) -> dict[Any, str]:
     "Cells as they may stand in a message, by row number."
-    return {row: "''" if pd.isna(o) else f"'{cut(printable(o), 40)}'" for row, o in cells.items()}
+    texts = cells.astype(object).where(cells.notna(), "").map(str)
+    return {row: f"'{cut(printable(o), 40)}'" for row, o in texts.items()}
 
 
 def ids_in(

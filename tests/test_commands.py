@@ -32,6 +32,8 @@ from correct_smooth.graph import GraphConfig
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.train import TrainConfig
 
+pytestmark = pytest.mark.filterwarnings("error")  # a warning would be a line on stderr
+
 ROOT = Path(__file__).parents[1]
 SOME = settings(
     deadline=None,
@@ -303,8 +305,9 @@ def test_csv_as_spreadsheets_save_it(models, tmp_path, sep, bom, quote, end):
 def test_parquet_and_kinds_of_ids(models, tmp_path, name, ids):
     model = open_model(models / name)
     given = pd.DataFrame({"user_id": ids, "item_id": model.items_[[4, 5]], "rating": [5, 1]})
-    for table_ in (given, given.assign(user_id=given["user_id"].astype(str)), given.set_axis([7, 7])):
-        table_.to_parquet(tmp_path / "my.parquet")
+    text = given.assign(user_id=given["user_id"].astype(str))
+    for same in (given, text, given.set_axis([7, 7]), given.set_index("user_id")):
+        same.to_parquet(tmp_path / "my.parquet")
         found, notes = ratings_for(model, tmp_path / "my.parquet")
         pd.testing.assert_frame_equal(found, given, check_dtype=False)
         assert notes == []
@@ -342,6 +345,21 @@ def test_a_file_that_cannot_be_used_is_one_line(cs, tmp_path, text, message):
     code, out, said = cs("cs_fold_in", "--model", "numbered", "--ratings", tmp_path / "my.csv")
     assert (code, out, said.count("\n")) == (2, "", 1), said
     assert message in said
+
+
+@pytest.mark.parametrize(
+    "rating, message",
+    [
+        ([[1, 2], [3]], "row 1: '[1 2]', row 2: '[3]'"),
+        ([np.nan, 4.0], "row 1: ''"),
+        ([True, False], "row 1: 'True', row 2: 'False'"),
+        ([None, "x" * 50], "row 2: 'xxx"),
+    ],
+)
+def test_odd_columns_of_parquet(cs, tmp_path, rating, message):
+    pd.DataFrame({"item_id": [1, 2], "rating": rating}).to_parquet(tmp_path / "my.parquet")
+    code, out, said = cs("cs_fold_in", "--model", "numbered", "--ratings", tmp_path / "my.parquet")
+    assert (code, out, said.count("\n")) == (2, "", 1) and message in said
 
 
 @SOME
