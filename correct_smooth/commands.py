@@ -103,11 +103,11 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((1_000, 24)).columns
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     "Print, in what letters the other side has; that it has stopped listening is no error."
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+        print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter tries again when it ends
@@ -255,14 +255,16 @@ def cs_recommend(
 def ask(
     title: str,  # as typed
     found: pd.DataFrame,  # films that may be meant: item_id, title, year
-    read: Callable[[str], str] = input,
+    read: Callable[[], str] = input,
 ) -> int | str | None:
     "The id of the film that is picked from a numbered list; None if none is."
     shown = [f"{k:4}  {film_name(o.title, o.year)}" for k, o in enumerate(found.itertuples(), 1)]
     say("\n".join([f"which film is '{printable(title)}'?", *shown]))
     options = {str(k): o for k, o in enumerate(found["item_id"].tolist(), 1)}
-    while answer := read(f"1 to {len(found)}, or Enter for none: ").strip():
-        if answer in options:
+    answer = " "
+    while answer:
+        say(f"1 to {len(found)}, or Enter for none: ", end="")  # input(prompt) may use the stream of errors
+        if (answer := read().strip()) in options:
             return options[answer]
     return None
 
@@ -335,9 +337,10 @@ def rating_rows(
         raw = Path(path).expanduser().read_bytes()
         if raw[:4] == b"PAR1":
             given, first = pd.read_parquet(io.BytesIO(raw)), 1
+            given = given.reset_index(drop=given.index.names == [None])  # a named index is a column
         else:
             text = raw.decode("utf-8-sig")
-            sep = separator(io.StringIO(text).readline())
+            sep = separator(re.split(r"[\r\n]", text, maxsplit=1)[0])
             names = pd.read_csv(io.StringIO(text), sep=sep, nrows=0).columns
             lines: dict[str, Any] = {"sep": sep, "skip_blank_lines": False}
             given, first = _read_csv(io.StringIO(text), {o: o for o in names}, str(path), **lines), 2
@@ -374,7 +377,8 @@ def refuse(
 
 def quoted(cells: pd.Series) -> dict[Any, str]:
     "Cells as they may stand in a message, by row number."
-    return {row: "''" if pd.isna(o) else f"'{cut(printable(o), 40)}'" for row, o in cells.items()}
+    texts = cells.astype(object).where(cells.notna(), "").map(str)
+    return {row: f"'{cut(printable(o), 40)}'" for row, o in texts.items()}
 
 
 def ids_in(

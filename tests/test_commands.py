@@ -11,11 +11,13 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from configparser import ConfigParser
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,8 @@ from correct_smooth.data import InputError, synthetic_data
 from correct_smooth.graph import GraphConfig
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.train import TrainConfig
+
+pytestmark = pytest.mark.filterwarnings("error")  # a warning would be a line on stderr
 
 ROOT = Path(__file__).parents[1]
 SOME = settings(
@@ -105,6 +109,17 @@ def environment(**variables):
     "This one, with the package of this checkout and no width."
     kept = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
     return {**kept, "PYTHONPATH": str(ROOT), **variables}
+
+
+@contextmanager
+def watched(command, **options):
+    "A process that is killed if it waits for what will not come."
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), **options) as process:
+        alarm = Timer(60, process.kill)
+        alarm.start()
+        yield process
+        process.wait()
+        alarm.cancel()
 
 
 def checksums(folder):
@@ -290,8 +305,9 @@ def test_csv_as_spreadsheets_save_it(models, tmp_path, sep, bom, quote, end):
 def test_parquet_and_kinds_of_ids(models, tmp_path, name, ids):
     model = open_model(models / name)
     given = pd.DataFrame({"user_id": ids, "item_id": model.items_[[4, 5]], "rating": [5, 1]})
-    for table_ in (given, given.assign(user_id=given["user_id"].astype(str)), given.set_axis([7, 7])):
-        table_.to_parquet(tmp_path / "my.parquet")
+    text = given.assign(user_id=given["user_id"].astype(str))
+    for same in (given, text, given.set_axis([7, 7]), given.set_index("user_id")):
+        same.to_parquet(tmp_path / "my.parquet")
         found, notes = ratings_for(model, tmp_path / "my.parquet")
         pd.testing.assert_frame_equal(found, given, check_dtype=False)
         assert notes == []
@@ -329,6 +345,21 @@ def test_a_file_that_cannot_be_used_is_one_line(cs, tmp_path, text, message):
     code, out, said = cs("cs_fold_in", "--model", "numbered", "--ratings", tmp_path / "my.csv")
     assert (code, out, said.count("\n")) == (2, "", 1), said
     assert message in said
+
+
+@pytest.mark.parametrize(
+    "rating, message",
+    [
+        ([[1, 2], [3]], "row 1: '[1 2]', row 2: '[3]'"),
+        ([np.nan, 4.0], "row 1: ''"),
+        ([True, False], "row 1: 'True', row 2: 'False'"),
+        ([None, "x" * 50], "row 2: 'xxx"),
+    ],
+)
+def test_odd_columns_of_parquet(cs, tmp_path, rating, message):
+    pd.DataFrame({"item_id": [1, 2], "rating": rating}).to_parquet(tmp_path / "my.parquet")
+    code, out, said = cs("cs_fold_in", "--model", "numbered", "--ratings", tmp_path / "my.parquet")
+    assert (code, out, said.count("\n")) == (2, "", 1) and message in said
 
 
 @SOME
@@ -412,8 +443,7 @@ def test_letters_that_a_terminal_lacks(models):
 
 def test_a_reader_that_leaves_is_no_error(models):
     flags = ("--model", "numbered", "--user", "7")
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=models, env=environment())
-    with subprocess.Popen(script("cs_recommend", *flags), **pipes) as process:
+    with watched(script("cs_recommend", *flags), stdout=subprocess.PIPE, cwd=models) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 0)
 
@@ -431,22 +461,27 @@ def test_a_full_disk_is_one_line(models):
 def test_ctrl_c_is_one_line(models, tmp_path):
     os.mkfifo(tmp_path / "my.csv")  # whoever reads it waits
     flags = ("--model", "numbered", "--ratings", tmp_path / "my.csv", "--out", tmp_path / "out")
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=models, env=environment(), text=True)
-    with subprocess.Popen(script("cs_fold_in", *flags), **pipes) as process:
-        with open(tmp_path / "my.csv", "w"):  # opens once there is a reader
-            process.send_signal(signal.SIGINT)
-            out, said = process.communicate()
+    with watched(script("cs_fold_in", *flags), stdout=subprocess.PIPE, cwd=models, text=True) as process:
+        pen = None
+        while pen is None and process.poll() is None:
+            try:
+                pen = os.open(tmp_path / "my.csv", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # there is no reader yet
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate()
+    os.close(pen)
     assert (process.returncode, out, said) == (130, "", "cs_fold_in: stopped; nothing was written\n")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("answer, code", [(b"9\n2\n", 0), (b"\n", 2), (b"\x04", 2), (b"\x03", 130)])
+@pytest.mark.parametrize("answer, code", [(b"9\n2\n", 0), (b"\x04", 2), (b"\x03", 130)])
 def test_on_a_terminal_it_asks_back(models, answer, code):
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 44, 0, 0))
-    with subprocess.Popen(
+    with watched(
         script("cs_similar", "--model", "numbered", "--movie", "twins", "--n", 30, "--by", "embedding"),
-        cwd=models, env=environment(), stdin=there, stdout=there, stderr=subprocess.PIPE,
+        cwd=models, stdin=there, stdout=there,
         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     ) as process:  # fmt: skip
         os.close(there)
@@ -467,7 +502,7 @@ def test_on_a_terminal_it_asks_back(models, answer, code):
     assert lines[:3] == ["which film is 'twins'?", "   1  The Twins (1953)", "   2  The Twins (1954)"]
     assert process.returncode == code and said.count("\n") == (code > 0)
     if code == 0:
-        assert "like The Twins (1954), by embedding" in lines
+        assert "like The Twins (1954), by embedding\n" in "\n".join(lines)
         shown = lines[lines.index("") + 1 :]
         assert len(shown) == 31 and all(columns_wide(o) <= 44 for o in shown) and "…" in seen.decode()
     elif code == 2:
