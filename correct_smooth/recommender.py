@@ -878,7 +878,9 @@ def _restored(
     learned = self.scorer_.model
     for numbers in (learned.H, learned.c, learned.U, learned.b, *(learned.head or ())):
         if not (np.abs(numbers) < 1e15).all():
-            raise InputError(f"{folder} holds weights that are no numbers, or absurd ones; fit and save again")
+            raise InputError(
+                f"{folder} holds weights that are no numbers, or absurd ones; fit and save again"
+            )
     return self
 
 # %% ../nbs/07_recommender.ipynb #c051
