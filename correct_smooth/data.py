@@ -41,7 +41,8 @@ class InputError(ValueError):
     "Something handed in cannot be used; the message says what, where, and what to do."
 
     def __init__(self, message: str):
-        super().__init__(message if len(message) < 2_000 else f"{message[:2_000]} ...")  # cells can be long
+        whole = len(message) <= 2_000  # a quoted cell, or path, can be very long
+        super().__init__(message if whole else f"{message[:1_000]} ... {message[-1_000:]}")
 
 # %% ../nbs/00_data.ipynb #c007
 def check_number(

@@ -1167,9 +1167,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except InputError as error:
             raise end(2, error) from None
         except OSError as error:
-            raise end(1, f"the results could not be written: {error}") from None
+            raise end(1, f"something could not be written: {error}") from None
         except KeyboardInterrupt:
-            raise end(130, "stopped; nothing was written") from None
+            raise end(130, "stopped; no result was written") from None
 
     return run_it
 

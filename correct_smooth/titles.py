@@ -163,7 +163,7 @@ def _names(titles: tuple[str, ...]) -> _Names:
 
 def _titles(movies: pd.DataFrame) -> tuple[str, ...]:
     if "title" not in movies.columns:
-        raise InputError("these films have no column title, so none can be found by its title; give its id")
+        raise InputError("these films have no column title, so none can be found by its title; give an id, as in '#318'")
     titles = movies["title"].tolist()
     if set(map(type, titles)) <= {str}:
         return tuple(titles)
@@ -310,8 +310,8 @@ def _with_id(movies: pd.DataFrame, text: str) -> list[int | str]:
 
 def _by_mark(movies: pd.DataFrame, title: str) -> int | str | None:
     "The id written with a `#`, unless that is how a title is written; None where no id is meant."
-    text = title.strip()
-    if not text.startswith("#") or text.casefold() in {o.strip().casefold() for o in _titles(movies)}:
+    text, named = title.strip(), _titles(movies) if "title" in movies else ()
+    if not text.startswith("#") or text.casefold() in {o.strip().casefold() for o in named}:
         return None
     found = _with_id(movies, text[1:].strip())
     if not found and text[1:].strip().isdecimal():
@@ -338,10 +338,10 @@ def movie_id(
     title: str,  # as a person writes it, perhaps with a year behind; or # and an id
 ) -> int | str:  # the id of the film
     "The one film that is meant; if it is not clear which, an `InputError` that asks."
-    exact = _table(movies, _matches(movies, title, match_exact), len(movies))
-    marked = _by_mark(movies, title)
+    marked = _by_mark(movies, title) if isinstance(title, str) else None
     if marked is not None:
         return marked
+    exact = _table(movies, _matches(movies, title, match_exact), len(movies))
     fits = exact[exact["match"] == exact["match"].max()]
     if len(fits) > 1:
         raise InputError(_ask(title, fits))

@@ -471,7 +471,7 @@ def test_ctrl_c_is_one_line(models, tmp_path):
         process.send_signal(signal.SIGINT)
         out, said = process.communicate()
     os.close(pen)
-    assert (process.returncode, out, said) == (130, "", "cs_fold_in: stopped; nothing was written\n")
+    assert (process.returncode, out, said) == (130, "", "cs_fold_in: stopped; no result was written\n")
     assert not (tmp_path / "out").exists()
 
 
