@@ -143,6 +143,8 @@ def as_names(value: Any) -> tuple[str, ...] | None:
             return None
     if isinstance(value, str):
         return tuple(o.strip() for o in value.split("|") if o.strip())
+    if isinstance(value, np.ndarray) and value.ndim != 1:
+        return None
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index)):
         names = [o for o in value if not _absent(o)]
         return tuple(names) if all(isinstance(o, str) for o in names) else None
@@ -178,6 +180,8 @@ def _whole_within(column: pd.Series, low: int, high: int) -> bool:
 
 def _as_ids(column: pd.Series, what: str) -> pd.Series:
     "Ids as all whole numbers or all text; anything else raises `InputError`."
+    if isinstance(column.dtype, pd.SparseDtype):
+        column = column.sparse.to_dense()  # sparse columns cannot be written
     if column.dtype == np.int64:
         return column
     column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column

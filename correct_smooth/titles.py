@@ -163,7 +163,9 @@ def _names(titles: tuple[str, ...]) -> _Names:
 
 def _titles(movies: pd.DataFrame) -> tuple[str, ...]:
     if "title" not in movies.columns:
-        raise InputError("these films have no column title, so none can be found by its title; give an id, as in '#318'")
+        raise InputError(
+            "these films have no column title, so none can be found by its title; give an id, as in '#318'"
+        )
     titles = movies["title"].tolist()
     if set(map(type, titles)) <= {str}:
         return tuple(titles)
