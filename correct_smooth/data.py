@@ -181,7 +181,9 @@ def _whole_within(column: pd.Series, low: int, high: int) -> bool:
 def _as_ids(column: pd.Series, what: str) -> pd.Series:
     "Ids as all whole numbers or all text; anything else raises `InputError`."
     if isinstance(column.dtype, pd.SparseDtype):
-        column = column.sparse.to_dense()  # sparse columns cannot be written
+        column = pd.Series(
+            np.asarray(column), column.index, name=column.name
+        )  # sparse ones cannot be written
     if column.dtype == np.int64:
         return column
     column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
