@@ -44,7 +44,7 @@ def cut(text: str, width: int) -> str:
     return line.plain
 
 # %% ../nbs/07a_commands.ipynb #c010
-TEXT_COLUMNS = ("title", "because of")  # on the left, and cut where there is no room
+TEXT_COLUMNS = ("title", "moved most by")  # on the left, and cut where there is no room
 SPARE_COLUMNS = {"base": 50, "year": 40}  # left out on a terminal of fewer columns
 
 
@@ -207,7 +207,7 @@ def list_text(model: CorrectSmoothRecommender, user: int | str, n: int, why: boo
         return f"{heading(model, user)}: there is no film they have not rated"
     if why and user in model.users_:
         place = list(top).index("title") + 1
-        top.insert(place, "because of", [moved_most(model, user, o) for o in top["item_id"]])
+        top.insert(place, "moved most by", [moved_most(model, user, o) for o in top["item_id"]])
     return f"{heading(model, user)}\n\n{table(top.drop(columns='item_id'), terminal_width())}"
 
 # %% ../nbs/07a_commands.ipynb #c032

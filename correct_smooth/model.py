@@ -342,22 +342,26 @@ def embeddings(
 @torch.no_grad()
 def with_rows(
     model: ItemUserModel,
-    U: np.ndarray,  # (m, k) vectors of m more users
+    at: np.ndarray,  # (m,) positions of users: behind the known ones, or of some of them
+    U: np.ndarray,  # (m, k) their vectors
     b: np.ndarray,  # (m,) their biases
     n_films: int = 0,  # more films
 ) -> ItemUserModel:
-    "A copy with newcomers behind the known users and films; the model handed in is not changed."
+    "A copy with new rows for some users, and room for more films; the model handed in is not changed."
 
-    def longer(table: nn.Embedding, more: Tensor) -> nn.Embedding:
-        rows = torch.cat([table.weight, more.to(table.weight)])
-        return nn.Embedding.from_pretrained(rows, freeze=False, sparse=table.sparse)
+    def renewed(table: nn.Embedding, rows: np.ndarray, at: np.ndarray) -> nn.Embedding:
+        more = max(0, int(at.max(initial=-1)) + 1 - table.num_embeddings)
+        weight = torch.cat([table.weight, table.weight.new_zeros(more, table.embedding_dim)])
+        weight[torch.from_numpy(at)] = torch.from_numpy(rows).to(weight)
+        return nn.Embedding.from_pretrained(weight, freeze=False, sparse=table.sparse)
 
-    out = deepcopy(model)
-    out.user = longer(model.user, torch.from_numpy(U))
-    out.user_bias = longer(model.user_bias, torch.from_numpy(b)[:, None])
+    out, at = deepcopy(model), np.asarray(at, np.int64)
+    out.user = renewed(model.user, U, at)
+    out.user_bias = renewed(model.user_bias, b[:, None], at)
     if model.encoder.config.id_embedding:
-        width = model.encoder.last.out_features
-        out.encoder.own = longer(model.encoder.own, torch.zeros(n_films, width))
+        own = model.encoder.own
+        new = own.num_embeddings + np.arange(n_films)
+        out.encoder.own = renewed(own, np.zeros((n_films, own.embedding_dim), np.float32), new)
     return out
 
 # %% ../nbs/03_model.ipynb #c050

@@ -522,7 +522,7 @@ class _Newcomers(_Answers):
         self._rows([])
         if self.scorer_.model.head is not None:
             raise InputError("with head 'mlp' a newcomer's vector is no convex problem; fold_in needs 'dot'")
-        data, known = add_ratings(self.data_, ratings), len(self.users_)
+        data = add_ratings(self.data_, ratings)
         if not len(ratings):
             return self
         theirs = data.ratings[data.ratings["user_id"].isin(ratings["user_id"])]
@@ -531,20 +531,23 @@ class _Newcomers(_Answers):
         pairs = index_ratings(replace(data, ratings=theirs), users)
         aims = targets(pairs, self.fitted_["training"].target)
         Y = label_matrix(pairs.user, pairs.item, aims, (len(self.items_), len(users)))
-        labels = _renewed(self.scorer_.labels, Y, np.unique(pairs.user))
-        models = self._with_users(Y[:, known:]) if len(who) else self.models_
-        model = _grown(self.scorer_.model, models, known).with_mean_user(self.trained_)
+        concerned = np.unique(pairs.user)
+        labels = _renewed(self.scorer_.labels, Y, concerned)
+        late = concerned[concerned >= self.trained_]  # people no training has seen, now or when they came
+        models = self._with_users(late, Y[:, late]) if len(late) else self.models_
+        model = _grown(self.scorer_.model, models, self.trained_).with_mean_user(self.trained_)
         self.data_, self.users_, self.models_ = data, users, models
         self.scorer_ = replace(self.scorer_, labels=labels, model=model)
         return self
 
-    def _with_users(self, Y: sparse.csc_matrix) -> list[ItemUserModel]:
-        "The models with newcomers of these labels; the penalty is that of training, or nearly none for none."
+    def _with_users(self, at: np.ndarray, Y: sparse.csc_matrix) -> list[ItemUserModel]:
+        "The models with newcomers at these positions; the penalty is that of training, or nearly none."
         model, training, M = self.scorer_.model, self.fitted_["training"], len(self.models_)
         decay = training.weight_decay if training.user_weight_decay is None else training.user_weight_decay
         mean = model.U[-1], float(model.b[-1])
         U, b = fit_users(Y, model.H, model.c, mean, max(decay, 0.1), M)
-        return [with_rows(o, M * own, b) for o, own in zip(self.models_, np.split(U, M, axis=1), strict=True)]
+        shares = np.split(M * U, M, axis=1)
+        return [with_rows(o, at, own, b) for o, own in zip(self.models_, shares, strict=True)]
 
     def add_movies(
         self,
@@ -555,7 +558,7 @@ class _Newcomers(_Answers):
         data, config = add_movies(self.data_, movies), self.fitted_["model"]
         X = self.features_.transform(data.movies)
         A = link_films(self.A_, X, self.features_.blocks_, self.fitted_["graph"])
-        nobody = np.empty((0, config.emb_dim), np.float32), np.empty(0, np.float32)
+        nobody = np.empty(0, int), np.empty((0, config.emb_dim), np.float32), np.empty(0, np.float32)
         new = len(data.movies) - len(self.items_)
         models = [with_rows(o, *nobody, new) for o in self.models_] if config.id_embedding else self.models_
         return self._keep(data, self.features_, X, A, models, self.users_)
@@ -596,12 +599,12 @@ def _renewed(labels: sparse.csc_matrix, Y: sparse.csc_matrix, users: np.ndarray)
     return sparse.hstack([labels, Y[:, users]], format="csc")[:, place]
 
 
-def _grown(model: Embeddings, models: list[ItemUserModel], known: int) -> Embeddings:
-    "Known users and newcomers, as `average` would make them, without encoding a film again."
-    more = [[t.weight[known:].detach().cpu().numpy() for t in (o.user, o.user_bias)] for o in models]
+def _grown(model: Embeddings, models: list[ItemUserModel], trained: int) -> Embeddings:
+    "Users trained with, and newcomers as `average` would make them, without encoding a film again."
+    more = [[t.weight[trained:].detach().cpu().numpy() for t in (o.user, o.user_bias)] for o in models]
     U = np.hstack([o for o, _ in more]) * np.float32(1 / len(models))
     b = np.mean([o[:, 0] for _, o in more], axis=0)
-    return replace(model, U=np.vstack([model.U[:-1], U]), b=np.append(model.b[:-1], b))
+    return replace(model, U=np.vstack([model.U[:trained], U]), b=np.append(model.b[:trained], b))
 
 # %% ../nbs/07_recommender.ipynb #c034
 DIVERSITY_USERS = 1_000  # at most so many users' top tens are looked at for `Evaluation.diversity`
@@ -1022,7 +1025,8 @@ def _spread_in_words(facts: dict[str, dict[str, float]]) -> str:
     base, refined = facts["base"], facts["refined"]
     return (
         f"Top tens hold {refined['coverage']:.1%} of the catalogue (base {base['coverage']:.1%}), and two "
-        f"users' lists share {refined['overlap']:.0%} of their films (base {base['overlap']:.0%})."
+        f"users' lists share {refined['overlap']:.0%} of their films (base {base['overlap']:.0%}). A film on "
+        f"them is more popular than {refined['percentile']:.0%} of all films (base {base['percentile']:.0%})."
     )
 
 # %% ../nbs/07_recommender.ipynb #c091

@@ -75,6 +75,20 @@ def test_newcomers_do_not_depend_on_their_company(fitted, seed, n, m):
             assert_allclose(lists[0]["refined"], other["refined"], atol=1e-5)
 
 
+def test_who_comes_back_is_known_as_well_as_if_they_had_stayed(fitted):
+    "Five ratings now and fifteen later give the vector of all twenty, until a training has seen them."
+    rng = np.random.default_rng(3)
+    all_of_them = new_ratings(rng, 100, 20)
+    at_once = again(fitted).fold_in(all_of_them)
+    later = again(fitted).fold_in(all_of_them[:5]).fold_in(new_ratings(rng, 101, 9)).fold_in(all_of_them[5:])
+    scores = [r.predict([100] * 80, r.items_)[["base", "refined"]] for r in (at_once, later)]
+    assert_allclose(*scores, atol=1e-5)
+    trained = again(later).partial_fit(epochs=1)
+    before = trained.predict([100] * 80, trained.items_)["base"]
+    trained.fold_in(new_ratings(rng, 100, 40))
+    assert_array_equal(before, trained.predict([100] * 80, trained.items_)["base"])
+
+
 def test_nobody_else_moves(fitted):
     "Weights, labels and scores of those who were there are the same to the last bit."
     before = fitted.recommend(n=80)
