@@ -843,6 +843,24 @@ def _compare_models(
     return pd.DataFrame({"settings": told, **found, "se": pd.DataFrame(more.T).sem()})
 
 # %% ../nbs/07_recommender.ipynb #c038
+def _restored_models(
+    folder: Path,
+    size: tuple[int, int, int],  # features, users, films
+    config: ModelConfig,
+    ensemble: int,
+) -> list[ItemUserModel]:
+    "The members, with the weights of the folder."
+    weights, _ = load_tensors(folder / "weights.safetensors")
+    if (held := len({o.partition(".")[0] for o in weights})) != ensemble:
+        raise InputError(f"{folder} holds {held} models, and its settings say {ensemble}")
+    if any(o.dtype != torch.float32 for o in weights.values()):
+        raise InputError(f"{folder} holds weights that are not numbers of 32 bits")
+    with torch.device("meta"):
+        models = [ItemUserModel(*size, config).eval() for _ in range(ensemble)]
+    nn.ModuleList(models).load_state_dict(weights, assign=True)
+    return models
+
+
 def _restored(
     cls: type[CorrectSmoothRecommender], folder: Path, about: dict[str, Any]
 ) -> CorrectSmoothRecommender:
@@ -862,15 +880,8 @@ def _restored(
     users = pd.Index(tables["users"]["user_id"])
     if not users.is_unique:
         raise InputError(f"{folder} names a user twice")
-    weights, _ = load_tensors(folder / "weights.safetensors")
-    if (held := len({o.partition(".")[0] for o in weights})) != self.ensemble:
-        raise InputError(f"{folder} holds {held} models, and its settings say {self.ensemble}")
-    if any(o.dtype != torch.float32 for o in weights.values()):
-        raise InputError(f"{folder} holds weights that are not numbers of 32 bits")
-    with torch.device("meta"):
-        size = len(features.get_feature_names_out()), len(users), len(data.movies)
-        models = [ItemUserModel(*size, self.model).eval() for _ in range(self.ensemble)]
-    nn.ModuleList(models).load_state_dict(weights, assign=True)
+    size = len(features.get_feature_names_out()), len(users), len(data.movies)
+    models = _restored_models(folder, size, self.model, self.ensemble)
     A = check_graph(sparse.load_npz(folder / "graph.npz"), len(data.movies))
     check_number("epochs", about["epochs"], 1, whole=True)
     check_number("trained", about["trained"], 1, len(users), whole=True)

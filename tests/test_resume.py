@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import largest_file
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -304,17 +304,6 @@ def test_killed_while_writing(made, processes, tmp_path, sabotage):
 
 
 # --- no room
-
-
-@contextmanager
-def largest_file(n_bytes):
-    "The system refuses to let any file grow beyond this; Python ignores the signal, so an error remains."
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_no_room_for_a_checkpoint(made, tmp_path, every_epoch):

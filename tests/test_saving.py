@@ -4,7 +4,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from limits import largest_file
 from scipy import sparse
 
 from correct_smooth import data as writing
@@ -266,17 +266,6 @@ def test_saved_over_while_it_is_read(two, tmp_path):
 
 
 # --- no room
-
-
-@contextmanager
-def largest_file(n_bytes):
-    "The system refuses to let any file grow beyond this; Python ignores the signal, so an error remains."
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_no_room(two, tmp_path):
