@@ -36,8 +36,8 @@ def split_year(
 def split_names(
     title: str,
 ) -> tuple[str, list[str]]:  # the title, and what stood in brackets behind it
-    "Take a trailing year and other names in brackets off a title."
-    title, names = split_year(title)[0], []
+    "Take other names in brackets off a title whose year is off already."
+    names = []
     while title.endswith(")"):
         at, depth = len(title) - 1, 1
         while depth and at:
@@ -102,7 +102,7 @@ def plain_title(
     title: str,  # as written
 ) -> str:
     "What counts in a title: not case, accents, punctuation, a year or other names in brackets, `, The`."
-    article, rest = split_article(split_names(title)[0])
+    article, rest = split_article(split_names(split_year(title)[0])[0])
     return (article + fold(rest)).strip()
 
 # %% ../nbs/00a_titles.ipynb #c015
@@ -127,10 +127,11 @@ def all_names(
     title: str,  # of a film, as in the data
 ) -> tuple[str, list[str]]:  # its plain title; its bare names, none for an empty title
     "Every name a film may be asked for by."
+    title = split_year(title)[0]
     main, others = split_names(title)
     names = [main]
     if others:
-        names += [re.sub(r"^\s*a\.?k\.?a\.?\s", "", o, flags=re.I) for o in others] + [split_year(title)[0]]
+        names += [re.sub(r"^\s*a\.?k\.?a\.?\s", "", o, flags=re.I) for o in others] + [title]
     pairs = [plain_and_bare(o) for o in names]
     return pairs[0][0], [o for o in dict.fromkeys(bare for _, bare in pairs) if o]
 
@@ -184,7 +185,7 @@ def _years(movies: pd.DataFrame, titles: tuple[str, ...]) -> np.ndarray:
 # %% ../nbs/00a_titles.ipynb #c020
 def match_exact(
     names: _Names,
-    title: str,
+    title: str,  # its year off
 ) -> np.ndarray:  # n: 100 for an equal plain title, 99 for another name, else 0
     "Which films are called this."
     match = np.zeros(len(names.plain), dtype=np.float32)
@@ -197,7 +198,7 @@ def match_exact(
 
 def match_close(
     names: _Names,
-    title: str,
+    title: str,  # its year off
     least: float = 60,  # what comes less near is 0
 ) -> np.ndarray:  # n, from 0 to 98
     "How near the names of each film come to a title, by letters and by words."
