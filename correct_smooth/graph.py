@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from numba import get_num_threads
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import normalize
@@ -22,6 +23,7 @@ from sparse_dot_topn import sp_matmul_topn
 
 from .data import InputError, Interactions, as_numbers, check_choice, check_number, reading
 from .features import BLOCKS
+from .ranks import everybody, gather, rank, size
 
 # %% ../nbs/02_graph.ipynb #c006
 def _without_self(A: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
@@ -40,12 +42,13 @@ def cosine_knn(
     X: sparse.csr_matrix,  # (n_items, n_features) film features
     k: int = 20,  # neighbours of each film; fewer where fewer films share anything with it
     n_threads: int | None = None,  # None: all cores
+    shared: bool = False,  # all ranks call it with the same films: share them out, and collect
 ) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, no self-loops
     "Exact cosine k-nearest-neighbour graph, never n x n in memory."
     check_number("k", k, 1, whole=True)
     if k >= X.shape[0]:
         raise InputError(f"k must be below the number of films, {X.shape[0]}; got {k}")
-    return _product_knn(normalize(X.astype(np.float32)), k, n_threads)
+    return _product_knn(normalize(X.astype(np.float32)), k, n_threads, shared=shared)
 
 
 def _product_knn(
@@ -53,14 +56,26 @@ def _product_knn(
     k: int,
     n_threads: int | None = None,
     first: int = 0,  # rows before this one get no neighbours
+    shared: bool = False,  # each rank finds those of its share of rows
 ) -> sparse.csr_matrix:
     "For each row the k other rows with the largest positive dot product."
-    other, threads = sparse.csr_matrix(rows.T), n_threads or os.cpu_count()
-    A = sp_matmul_topn(rows[first:], other, k + 1, threshold=0.0, sort=True, n_threads=threads)
-    A = sparse.csr_matrix(
-        (A.data, A.indices, np.append(np.zeros(first, A.indptr.dtype), A.indptr)), rows.shape[:1] * 2
-    )
+    n, other = rows.shape[0], sparse.csr_matrix(rows.T)
+    threads = n_threads or (os.cpu_count() if size() == 1 else get_num_threads())
+    at = np.arange(first, n)[rank() :: size()] if shared else np.arange(first, n)
+    A = sp_matmul_topn(rows[at], other, k + 1, threshold=0.0, sort=True, n_threads=threads)
+    if shared and size() > 1:
+        A, first = _collected(A, at), 0
+    A = sparse.csr_matrix((A.data, A.indices, np.append(np.zeros(first, A.indptr.dtype), A.indptr)), (n, n))
     return _without_self(A, k)
+
+
+def _collected(A: sparse.csr_matrix, at: np.ndarray) -> sparse.csr_matrix:
+    "Rows that the ranks found, each in its place; `at` tells whose this rank's are."
+    data, indices, count, place = (
+        np.concatenate(gather(o)) for o in (A.data, A.indices, np.diff(A.indptr), at)
+    )
+    starts = np.append(0, np.cumsum(count))
+    return sparse.csr_matrix((data, indices, starts), (len(place), A.shape[1]))[np.argsort(place)]
 
 # %% ../nbs/02_graph.ipynb #c010
 def corating_knn(
@@ -68,6 +83,7 @@ def corating_knn(
     k: int = 200,  # neighbours of each film, at most
     shrinkage: float = 20.0,  # s, in squared stars
     n_threads: int | None = None,  # None: all cores
+    shared: bool = False,  # as for `cosine_knn`
 ) -> sparse.csr_matrix:  # C, (n_items, n_items) float32, no self-loops
     "Films that the same users liked more, or less, than they like films in general."
     n_users, n_items = len(pairs.users), len(pairs.items)
@@ -79,7 +95,7 @@ def corating_knn(
     weight = 1 / np.sqrt(np.where(length > 0, length, 1))
     value = (centred * weight[pairs.item]).astype(np.float32)
     rows = sparse.csr_matrix((value, (pairs.item, pairs.user)), shape=(n_items, n_users))
-    return _product_knn(rows, min(k, n_items - 1), n_threads)
+    return _product_knn(rows, min(k, n_items - 1), n_threads, shared=shared)
 
 # %% ../nbs/02_graph.ipynb #c015
 def _edge_weights(edges: pd.DataFrame) -> np.ndarray:
@@ -268,9 +284,9 @@ def film_graph(
     config: GraphConfig = GraphConfig(),
 ) -> sparse.csr_matrix:  # A, (n_items, n_items)
     "Nearest neighbours over the chosen blocks (all, where the data has none of those), and by co-rating."
-    A = cosine_knn(_content(X, blocks, config), config.k)
+    A = cosine_knn(_content(X, blocks, config), config.k, shared=True)
     if config.corating:
-        C = corating_knn(pairs, config.corating_k, config.corating_shrinkage)
+        C = corating_knn(everybody(pairs), config.corating_k, config.corating_shrinkage, shared=True)
         A = sparse.csr_matrix(A + np.float32(config.corating) * C)
     return symmetrise(A) if config.symmetrise else A
 

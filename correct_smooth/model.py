@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'HEADS', 'Bag', 'as_bag', 'bag_sum', 'ModelConfig', 'with_neighbours', 'dropout', 'ItemEncoder', 'Head',
-           'ItemUserModel', 'HeadArrays', 'Embeddings', 'embed_items', 'embeddings', 'with_rows', 'average']
+           'normal_rows', 'ItemUserModel', 'HeadArrays', 'Embeddings', 'embed_items', 'embeddings', 'with_rows',
+           'stacked', 'average']
 
 # %% ../nbs/03_model.ipynb #c002
 from copy import deepcopy
@@ -197,6 +198,27 @@ class Head(nn.Module):
         return self.out(torch.relu(self.item(h) + self.user(u))).squeeze(1)
 
 # %% ../nbs/03_model.ipynb #c032
+def normal_rows(
+    n: int,  # rows of the table
+    d: int,
+    std: float,
+    place: np.ndarray | None = None,  # (m,) which rows to keep, in this order; None: all
+    rows: int = 65_536,  # drawn at a time, a multiple of 16
+) -> Tensor:  # (m, d)
+    "Rows of a random table, the same whether all of it is kept or a part; the whole is never in memory."
+    if place is None:
+        return torch.empty(n, d).normal_(std=std)
+    order = np.argsort(place, kind="stable")
+    out, starts = torch.empty(len(place), d), [*range(0, n, rows)]
+    if len(starts) > 1 and (n - starts[-1]) * d < 16:  # PyTorch draws in sixteens, and fewer in another way
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], n], strict=True):
+        block = torch.empty(end - start, d).normal_(std=std)
+        at = order[slice(*np.searchsorted(place, [start, end], sorter=order))]
+        out[torch.from_numpy(at)] = block[torch.from_numpy(place[at] - start)]
+    return out
+
+# %% ../nbs/03_model.ipynb #c035
 class ItemUserModel(nn.Module):
     "Shared film encoder, user embeddings and biases, and what lets them meet."
 
@@ -206,13 +228,20 @@ class ItemUserModel(nn.Module):
         n_users: int,
         n_items: int,
         config: ModelConfig = ModelConfig(),
+        place: np.ndarray | None = None,  # which of the users are held here, as on one of several ranks
     ):
         super().__init__()
         self.encoder = ItemEncoder(n_features, n_items, config)
-        self.user = nn.Embedding(n_users, config.emb_dim, sparse=True)  # gradients of the batch's users only
-        self.user_bias = nn.Embedding(n_users, 1, sparse=True)
-        nn.init.normal_(self.user.weight, std=config.init_std)
-        nn.init.normal_(self.user_bias.weight, std=config.init_std)
+        for d in (config.emb_dim, 1):
+            normal_rows(n_users, d, 1.0, place)  # as `nn.Embedding` would: what is drawn next depends on it
+        self.user, self.user_bias = (
+            nn.Embedding.from_pretrained(
+                normal_rows(n_users, d, config.init_std, place),
+                freeze=False,
+                sparse=True,  # gradients of the batch's users only
+            )
+            for d in (config.emb_dim, 1)
+        )
         self.head = Head(config.emb_dim, config.head_dim) if config.head == "mlp" else None
 
     def forward(
@@ -229,7 +258,7 @@ class ItemUserModel(nn.Module):
         out = (h * u).sum(dim=1) + self.user_bias(user).squeeze(1) + c
         return out if self.head is None else out + self.head(h, u)
 
-# %% ../nbs/03_model.ipynb #c035
+# %% ../nbs/03_model.ipynb #c038
 @njit(parallel=True, cache=True, fastmath={"reassoc", "contract"})  # sums in any order, so in SIMD
 def _pair_dots(H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray) -> np.ndarray:
     out = np.empty(len(item), np.float32)
@@ -240,7 +269,7 @@ def _pair_dots(H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray)
         out[n] = total
     return out
 
-# %% ../nbs/03_model.ipynb #c038
+# %% ../nbs/03_model.ipynb #c041
 class HeadArrays(NamedTuple):
     "A trained head as arrays."
 
@@ -260,7 +289,7 @@ class HeadArrays(NamedTuple):
             out[s : s + step] = np.maximum(self.P[s : s + step, None] + q, 0) @ self.w
         return out
 
-# %% ../nbs/03_model.ipynb #c040
+# %% ../nbs/03_model.ipynb #c043
 @dataclass(frozen=True, eq=False)
 class Embeddings:
     "A trained model as arrays: films H and c, users U and b, and perhaps a head."
@@ -338,7 +367,7 @@ def embeddings(
     Q, w = model.head.user(model.user.weight), model.head.out.weight[0]
     return Embeddings(H, c, U, b[:, 0], HeadArrays(*(o.cpu().numpy().copy() for o in (P, Q, w))))
 
-# %% ../nbs/03_model.ipynb #c047
+# %% ../nbs/03_model.ipynb #c050
 @torch.no_grad()
 def with_rows(
     model: ItemUserModel,
@@ -364,7 +393,25 @@ def with_rows(
         out.encoder.own = renewed(own, np.zeros((n_films, own.embedding_dim), np.float32), new)
     return out
 
-# %% ../nbs/03_model.ipynb #c050
+# %% ../nbs/03_model.ipynb #c053
+@torch.no_grad()
+def stacked(
+    parts: list[ItemUserModel],  # of the same films and encoder, and different users
+    order: np.ndarray,  # (n_users,) where in the parts, one after another, each user of the whole stands
+) -> ItemUserModel:
+    "One model of all users of several; raises `InputError` where they differ in more than users."
+    first, *others = (
+        {k: o for k, o in part.state_dict().items() if not k.startswith("user")} for part in parts
+    )
+    if any(o.keys() != first.keys() or any(not torch.equal(o[k], first[k]) for k in o) for o in others):
+        raise InputError("these parts have different encoders, so they are not of one model")
+    out, at = deepcopy(parts[0]), torch.from_numpy(np.asarray(order, np.int64))
+    for name in ("user", "user_bias"):
+        table = torch.cat([getattr(o, name).weight for o in parts])[at]
+        setattr(out, name, nn.Embedding.from_pretrained(table, freeze=False, sparse=True))
+    return out
+
+# %% ../nbs/03_model.ipynb #c056
 def average(
     members: list[Embeddings],  # of the same users and films
 ) -> Embeddings:

@@ -29,6 +29,7 @@ from .data import InputError, Interactions, check_choice, check_number, generato
 from .evaluate import user_metrics
 from .graph import GraphConfig, check_graph
 from .model import Embeddings
+from .ranks import gather, size, total
 
 # %% ../nbs/06a_tuning.ipynb #c007
 def user_auc(
@@ -125,12 +126,12 @@ def tune(
         raise InputError("there is no graph to try")
     graphs = {name: check_graph(A, labels.shape[0]) for name, A in graphs.items()}
     users = np.unique(valid.user)
-    users = np.sort(generator(seed).permutation(users)[:max_users])
+    users = np.sort(generator(seed).permutation(users)[: -(-max_users // size())])
     chosen = np.isin(valid.user, users)
     at = valid.item[chosen], np.searchsorted(users, valid.user[chosen])
     Z, Y, y = model.block(users), labels[:, users], valid.y[chosen]
     base = user_auc(at[1], y, Z[at][None], len(users))
-    if not np.isfinite(base).any():
+    if not total(np.isfinite(base).sum()):
         raise InputError("no user has both a liked and another film among the validation ratings")
     judge = _Judge(Z, Y, at, y, base, replace(usual, smoothing="scores"))
     tables = (judge.graph(A, grid).assign(graph=name) for name, A in graphs.items())
@@ -170,7 +171,8 @@ class _Judge:
     def measure(self, scores: np.ndarray) -> pd.DataFrame:  # roc_auc, gain, se, low; a row a setting
         "Mean over users, gain over the base, its standard error and the low end of its interval."
         auc = user_auc(self.at[1], self.y, scores, self.base.shape[1])
-        auc, base = auc[:, np.isfinite(self.base[0])], self.base[:, np.isfinite(self.base[0])]
+        judged = np.isfinite(self.base[0])
+        auc, base = (np.hstack([p.T for p in gather(o[:, judged].T)]) for o in (auc, self.base))
         se = pd.DataFrame((auc - base).T).sem().to_numpy()
         gain = (auc - base).mean(axis=1)
         return pd.DataFrame({"roc_auc": auc.mean(axis=1), "gain": gain, "se": se, "low": gain - 1.96 * se})
