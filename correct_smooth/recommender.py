@@ -11,8 +11,10 @@ __all__ = ['FORMAT', 'MODEL_FILES', 'PARTS', 'STAGES', 'SIMILARITIES', 'DIVERSIT
 # %% ../nbs/07_recommender.ipynb #c002
 import hashlib
 import json
+import os
 import platform
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -1314,7 +1316,11 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
     def end(code: int, message: Any) -> SystemExit:
         one_line = " ".join(str(message).splitlines())  # whatever it quotes
-        print(f"{name}: {one_line}", file=sys.stderr)
+        own = int(os.environ.get("RANK", 0))
+        if own and code == 2:  # rank 0 says the same, and torchrun stops this one before it repeats it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(2)
+        print(f"{name}: {f'rank {own}: ' if own else ''}{one_line}", file=sys.stderr, flush=True)
         return SystemExit(code)
 
     def wrong_flags(message: str) -> None:
