@@ -246,7 +246,9 @@ def joined(
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    set_num_threads(torch.get_num_threads())  # numba's, which would be all cores on every rank
+    threads = torch.get_num_threads()  # those that torchrun left to this rank
+    set_num_threads(threads)  # numba's, which would be all cores on every rank
+    torch.set_num_threads(threads)  # numba has put them up, as it started its own
     before = signal.signal(signal.SIGTERM, _stopped)
     with _talking():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(minutes=minutes))

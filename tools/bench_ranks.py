@@ -1,0 +1,99 @@
+"""Training on several ranks: ratings a second, bytes on the wire and memory of users, at the size of MovieLens 32M.
+
+    cs_partition --data FOLDER --out parted      # FOLDER for instance as tools/bench_scale.py --folder leaves it
+    OMP_NUM_THREADS=1 python tools/bench_ranks.py parted
+    torchrun --nproc-per-node 2 tools/bench_ranks.py parted
+
+Each rank uses one thread (torchrun's default), so that two ranks and one can be compared. Rank 0 prints one line
+of JSON. Times are of `--steps` steps out of the middle of an epoch, medians over steps; the slowest rank counts.
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+from itertools import islice
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from correct_smooth import train as training
+from correct_smooth.data import index_ratings
+from correct_smooth.features import MovieFeatures
+from correct_smooth.model import ModelConfig
+from correct_smooth.ranks import gather, joined, load_share, numbering, rank, size, total
+from correct_smooth.train import TrainConfig
+
+
+def user_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    "Memory of everything that exists once a user: weights, gradients, Adam's two means."
+    tables = [model.user.weight, model.user_bias.weight]
+    held = [o for t in tables for o in (t, t.grad, *optimizer.state[t].values()) if o.dim()]
+    return sum(o.numel() * o.element_size() for o in held)
+
+
+def measure(folder: Path, steps: int) -> dict[str, float]:
+    "One rank's figures."
+    begin = time.perf_counter()
+    data, _ = load_share(folder)
+    pairs = index_ratings(data)
+    read = time.perf_counter() - begin
+    X = MovieFeatures(max_terms=30_000).fit_transform(data.movies)
+    n_ratings = len(data.ratings)
+    del data
+    config, n_users = TrainConfig(), int(total(len(pairs.users)))
+    torch.manual_seed(0)
+    model, optimizer = training._start(X, pairs, ModelConfig(), config, numbering(pairs.users))
+    aim, waited, took = training.targets(pairs, "margin"), [], []
+
+    def timed(weights: list[torch.nn.Parameter]) -> None:
+        start = time.perf_counter()
+        summed(weights)
+        waited.append(time.perf_counter() - start)
+        took.append(start)
+
+    summed, cut = training.sum_gradients, training.batches
+    with (
+        patch.object(training, "sum_gradients", timed),
+        patch.object(training, "batches", lambda *args: islice(cut(*args), steps + 3)),
+    ):
+        training.train_epoch(model, X, pairs, aim, optimizer, config, np.random.default_rng(rank()))
+    a_step = float(np.median(np.diff(took)[2:]))
+    shared = sum(o.numel() for o in optimizer.param_groups[0]["params"])
+    whole = int(total(n_ratings))
+    return {
+        "read_s": read,
+        "users": len(pairs.users),
+        "all_users": n_users,
+        "ratings": n_ratings,
+        "batch": training.step_size(config, whole),
+        "step_s": a_step,
+        "sum_gradients_s": float(np.median(waited[2:])),
+        "gradient_mb": 4 * shared / 1e6,
+        "user_state_mb": user_bytes(model, optimizer) / 1e6,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main() -> None:
+    "Read the command line, measure, print."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="as cs_partition wrote it")
+    parser.add_argument("--steps", type=int, default=20, help="steps to time")
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    with joined():
+        mine = measure(args.folder, args.steps)
+        every = np.array(gather(np.array(list(mine.values()))))
+        if rank() == 0:
+            told = dict(zip(mine, every.T.tolist(), strict=True))
+            step = max(told["step_s"])
+            told = {k: v if len(set(v)) > 1 else v[0] for k, v in told.items()}
+            print(json.dumps({"ranks": size(), "ratings_per_second": told["batch"] / step, **told}))
+
+
+if __name__ == "__main__":
+    main()
