@@ -340,15 +340,14 @@ def said_by_first(
 def sum_gradients(
     weights: list[Parameter],  # the same on every rank, in the same order
 ) -> None:
-    "Add up the ranks' gradients of shared weights, in place, in one piece."
+    "Add up the ranks' gradients of shared weights, in place."
     if size() == 1:
         return
-    gradients = [torch.zeros_like(o) if o.grad is None else o.grad for o in weights]
-    flat = torch.cat([o.reshape(-1) for o in gradients])
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.contiguous()
     with _talking():
-        dist.all_reduce(flat)
-    for weight, part in zip(weights, flat.split([o.numel() for o in weights]), strict=True):
-        weight.grad = part.view_as(weight)
+        for sent in [dist.all_reduce(o.grad, async_op=True) for o in weights]:
+            sent.wait()
 
 
 def numbering(

@@ -92,10 +92,12 @@ class TrainConfig:
 # %% ../nbs/04_train.ipynb #c011
 def step_size(
     config: TrainConfig,
-    n_ratings: int,
+    n_ratings: int,  # of all ranks
+    ranks: int = 1,
 ) -> int:
-    "Ratings in a batch: as set, or what suits so many ratings."
-    return config.batch_size or int(np.clip(n_ratings // 250, 4096, 131_072))
+    "Ratings in a batch, of all ranks together: as set, or what suits so many ratings."
+    alone = int(np.clip(n_ratings // 250, 4096, 131_072))
+    return config.batch_size or min(ranks * alone, max(n_ratings // 100, alone))
 
 # %% ../nbs/04_train.ipynb #c014
 def learning_rate(
@@ -275,7 +277,7 @@ def train_epoch(
     "Once through all ratings, in random order, together with the other ranks."
     model.train()
     summed, seen, whole = 0.0, 0, int(total(len(pairs)))
-    shared, step = optimizer.param_groups[0]["params"], step_size(config, whole)
+    shared, step = optimizer.param_groups[0]["params"], step_size(config, whole, size())
     for batch in batches(pairs.item, step, rng, whole):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch + seen / whole)
@@ -603,7 +605,7 @@ def _surroundings(seed: int, config: TrainConfig, n_ratings: int) -> Iterator[No
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[] if config.device == "cpu" else None):
         torch.manual_seed(seed)
-        torch.set_num_threads(1 if step_size(config, n_ratings) < WORTH_SHARING * size() else threads)
+        torch.set_num_threads(1 if step_size(config, n_ratings, size()) < WORTH_SHARING * size() else threads)
         try:
             yield
         finally:

@@ -69,7 +69,7 @@ def measure(folder: Path, steps: int) -> dict[str, float]:
         "users": len(pairs.users),
         "all_users": n_users,
         "ratings": n_ratings,
-        "batch": training.step_size(config, whole),
+        "batch": training.step_size(config, whole, size()),
         "step_s": a_step,
         "sum_gradients_s": float(np.median(waited[2:])),
         "gradient_mb": 4 * shared / 1e6,
