@@ -1,11 +1,11 @@
-"""Training on several ranks: ratings a second, bytes on the wire and memory of users, at the size of MovieLens 32M.
+"""Training on several ranks: ratings a second, bytes on the wire, memory of users, at the size of 32M.
 
-    cs_partition --data FOLDER --out parted      # FOLDER for instance as tools/bench_scale.py --folder leaves it
+    cs_partition --data FOLDER --out parted  # FOLDER for instance as tools/bench_scale.py --folder leaves it
     OMP_NUM_THREADS=1 python tools/bench_ranks.py parted
     torchrun --nproc-per-node 2 tools/bench_ranks.py parted
 
-Each rank uses one thread (torchrun's default), so that two ranks and one can be compared. Rank 0 prints one line
-of JSON. Times are of `--steps` steps out of the middle of an epoch, medians over steps; the slowest rank counts.
+Each rank uses one thread (torchrun's default), so that two ranks and one can be compared. Rank 0 prints one
+line of JSON. Times are of `--steps` steps of an epoch, medians over steps; the slowest rank counts.
 """
 
 import argparse
