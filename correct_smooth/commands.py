@@ -7,7 +7,7 @@ __all__ = ['TEXT_COLUMNS', 'SPARE_COLUMNS', 'RATING_COLUMNS', 'ROWS', 'PEOPLE', 
            'say', 'needed', 'open_model', 'known_kind', 'parse_users', 'film_columns', 'film_name', 'top_list',
            'moved_most', 'counted', 'heading', 'list_text', 'cs_recommend', 'ask', 'pick_film', 'cs_similar',
            'column_name', 'separator', 'rating_rows', 'refuse', 'quoted', 'ids_in', 'stars_in', 'films_in', 'free_id',
-           'ratings_for', 'folded_text', 'cs_fold_in']
+           'ratings_for', 'folded_text', 'cs_fold_in', 'cs_partition']
 
 # %% ../nbs/07a_commands.ipynb #c002
 import io
@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .data import InputError, _read_csv, as_numbers, check_ratings, check_target, reading
+from .ranks import partition
 from .recommender import MODEL_FILES, CorrectSmoothRecommender, command
 from .titles import find_movies, movie_id
 
@@ -486,3 +487,18 @@ def cs_fold_in(
         else "nothing was written; --out DIR saves the model with them"
     )
     say("\n\n".join(["\n".join(notes)] * bool(notes) + blocks))
+
+# %% ../nbs/07a_commands.ipynb #c070
+@command
+def cs_partition(
+    data: str = "",  # demo, synthetic, a folder or a MovieLens zip; default: $CORRECT_SMOOTH_DATA, else demo
+    out: str = "",  # folder for the tables, movies.parquet and ratings.parquet
+) -> None:
+    "Write ratings so that ranks can read their own. Example: cs_partition --data ml-32m.zip --out parted"
+    needed(out=out)
+    told = partition(data or None, out, sys.stderr.isatty())
+    left_out = "".join(f"\n  left out: {n:,} {reason}" for reason, n in told["dropped"].items())
+    say(
+        f"{told['users']:,} users, {told['items']:,} films, {told['ratings']:,} ratings written to "
+        f"{out}/{left_out}\n\ntorchrun --nproc-per-node 2 -m correct_smooth.recommender --data {out}"
+    )

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from matplotlib.axes import Axes
 from numba import set_num_threads
 from torch.nn import Parameter
+from tqdm import tqdm
 
 from correct_smooth.data import (
     InputError,
@@ -140,6 +141,12 @@ def _rating_blocks(
         return movies, blocks, file.metadata.num_rows, dropped
 
 
+def _counted(blocks: Iterator[pd.DataFrame], bar: tqdm) -> Iterator[pd.DataFrame]:
+    for block in blocks:
+        yield block
+        bar.update(len(block))
+
+
 def _into_buckets(
     blocks: Iterator[pd.DataFrame],
     n: int,  # buckets
@@ -168,16 +175,21 @@ def _into_buckets(
 def partition(
     source: str | Path | None,  # as for `load_data`
     folder: str | Path,  # replaced as a whole if it holds tables already
+    progress: bool = True,  # show a bar
 ) -> dict[str, Any]:  # users, items, ratings, and what was dropped
     "Write films and ratings so that each rank can read its own users' rows; a tables folder like any other."
     movies, blocks, n, dropped = _rating_blocks(source)
     n_users = n_ratings = 0
-    with write_beside(folder, TABLES) as fresh:
+    quiet = {} if progress else {"disable": True}
+    with (
+        write_beside(folder, TABLES) as fresh,
+        tqdm(desc="partition", unit="rating", unit_scale=0.5, total=2 * n, leave=False, **quiet) as bar,
+    ):
         movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
         buckets = fresh / "buckets"
         buckets.mkdir()
         with reading(source or "demo"):
-            paths = _into_buckets(blocks, max(1, -(-n // BUCKET)), buckets)
+            paths = _into_buckets(_counted(blocks, bar), max(1, -(-n // BUCKET)), buckets)
         with write_rows(fresh / "ratings.parquet", GROUP) as write:
             for path in paths:
                 found = movie_data(movies, pd.read_parquet(path))
@@ -188,6 +200,7 @@ def partition(
                 ratings = ratings.sort_values([USER_HASH, "user_id"], kind="stable")
                 n_users, n_ratings = n_users + ratings["user_id"].nunique(), n_ratings + len(ratings)
                 write(ratings)
+                bar.update(len(ratings))
         buckets.rmdir()
     counts = {"users": n_users, "items": len(movies), "ratings": n_ratings}
     return counts | {"dropped": {k: v for k, v in dropped.items() if v}}

@@ -55,7 +55,6 @@ from correct_smooth.data import (
     holdout,
     Interactions,
     index_ratings,
-    load_data,
     movie_data,
     positions,
     reading,
