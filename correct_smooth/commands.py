@@ -29,7 +29,7 @@ from rich.text import Text
 
 from .data import InputError, _read_csv, as_numbers, check_ratings, check_target, reading
 from .ranks import partition
-from .recommender import MODEL_FILES, CorrectSmoothRecommender, command
+from .recommender import CorrectSmoothRecommender, command, model_files
 from .titles import find_movies, movie_id
 
 # %% ../nbs/07a_commands.ipynb #c007
@@ -473,7 +473,7 @@ def cs_fold_in(
     "Take in ratings without training. Example: cs_fold_in --model cs_results/model --ratings my.csv"
     needed(model=model, ratings=ratings)
     if out:
-        check_target(out, MODEL_FILES)
+        check_target(out, model_files(out))
     recommender = open_model(model)
     given, notes = ratings_for(recommender, ratings)
     known = recommender.users_

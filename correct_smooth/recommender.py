@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL_FILES', 'PARTS', 'STAGES', 'SIMILARITIES', 'DIVERSITY_USERS', 'PRESETS', 'FIGURES', 'RESULT_FILES',
            'stage_settings', 'with_setting', 'as_list', 'top_n', 'top_blocks', 'Evaluation', 'evaluation', 'checksum',
-           'stage_from_json', 'check_judgeable', 'CorrectSmoothRecommender', 'Tuning', 'plot_explanation',
-           'from_preset', 'summary', 'figures', 'report', 'examples', 'run', 'parse_settings', 'command', 'cs_run']
+           'stage_from_json', 'check_judgeable', 'CorrectSmoothRecommender', 'Tuning', 'model_files',
+           'plot_explanation', 'from_preset', 'summary', 'figures', 'report', 'examples', 'run', 'parse_settings',
+           'command', 'cs_run']
 
 # %% ../nbs/07_recommender.ipynb #c002
 import hashlib
@@ -623,6 +624,7 @@ class _Newcomers(_Answers):
         other.epochs_, other.trained_ = other.epochs_ + epochs, len(other.users_)
         other.fitted_ = {**other.fitted_, "training": self.training}
         other._keep(other.data_, other.features_, other.X_, A, [o.model for o in trained], other.users_)
+        other.scorer_ = replace(other.scorer_, model=_mean_of_all(other.scorer_.model))
         self.__dict__.update(other.__dict__)
         return self
 
@@ -819,7 +821,7 @@ class CorrectSmoothRecommender(_Newcomers):
             "users": pd.DataFrame({"user_id": self.users_}),
             "thresholds": thresholds.rename("threshold").rename_axis("user_id").reset_index(),
         }
-        with write_beside(folder, MODEL_FILES) as fresh:
+        with write_beside(folder, model_files(folder)) as fresh:
             save_tensors(fresh / "weights.safetensors", nn.ModuleList(self.models_).state_dict())
             sparse.save_npz(fresh / "graph.npz", self.A_)
             for name, table in tables.items():
@@ -921,10 +923,19 @@ def _restored_models(
 
 def _parts(folder: Path) -> list[str]:
     "Names of the parts that several ranks have saved."
-    names = json.loads((folder / PARTS).read_text())["parts"]
-    if not names or any(not (folder / str(o) / "model.json").is_file() for o in names):
+    names = [str(o) for o in json.loads((folder / PARTS).read_text())["parts"]]
+    if not names or not all(o.startswith("part-") and (folder / o / "model.json").is_file() for o in names):
         raise InputError(f"{folder}/{PARTS} names parts that are not there; copy the whole folder again")
-    return [str(o) for o in names]
+    return names
+
+
+def model_files(
+    folder: str | Path,  # of a saved model, or where one should go
+) -> tuple[str, ...]:
+    "Names in the folder of a model, whole or in parts; what a new model may replace."
+    folder = Path(folder).expanduser()
+    with reading(folder):
+        return (*MODEL_FILES, PARTS, *_parts(folder)) if (folder / PARTS).is_file() else MODEL_FILES
 
 
 def _joined(parts: list[CorrectSmoothRecommender], folder: Path) -> CorrectSmoothRecommender:
