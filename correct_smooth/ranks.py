@@ -39,6 +39,7 @@ from correct_smooth.data import (
     TABLES,
     USER_HASH,
     check_movies,
+    check_ratings,
     load_data,
     movie_data,
     reading,
@@ -75,9 +76,7 @@ def holder(
 
 # %% ../nbs/00b_ranks.ipynb #c013
 def plot_holders(
-    what: dict[
-        str, str | None
-    ],  # thing -> what ranks send each other of it; None: each has a share of its own
+    what: dict[str, str | None],  # thing -> what is sent of it; None: each rank has its own share
     ax: Axes,
     ranks: int = 2,
 ) -> None:
@@ -127,18 +126,37 @@ GROUP = 131_072  # ratings in a row group, the least that is read
 def _rating_blocks(
     source: str | Path | None,
 ) -> tuple[pd.DataFrame, Iterator[pd.DataFrame], int, dict[str, int]]:
-    "Films, ratings block by block, their number, and what was left out so far."
-    folder = Path(source or os.environ.get("CORRECT_SMOOTH_DATA") or "demo").expanduser()
-    if not all((folder / o).is_file() for o in TABLES):
+    "Films, ratings block by block, their number, and what has been left out, which grows with the blocks."
+    folder = _folder(source)
+    if not folder or not all((folder / o).is_file() for o in TABLES):
         data = load_data(source)
         return data.movies, iter([data.ratings]), len(data.ratings), dict(data.dropped)
     dropped: dict[str, int] = {}
     with reading(folder):
         movies = check_movies(pd.read_parquet(folder / "movies.parquet"), dropped)
         file = pq.ParquetFile(folder / "ratings.parquet")
-        columns = [o for o in file.schema_arrow.names if o != USER_HASH]
-        blocks = (o.to_pandas() for o in file.iter_batches(2**20, columns=columns))
-        return movies, blocks, file.metadata.num_rows, dropped
+        return movies, _checked_blocks(file, dropped), file.metadata.num_rows, dropped
+
+
+def _folder(source: str | Path | None) -> Path | None:
+    "The folder or file that `load_data` would read; None where the data come with the package."
+    named = source or os.environ.get("CORRECT_SMOOTH_DATA") or "demo"
+    return None if named in ("demo", "synthetic") else Path(named).expanduser()
+
+
+def _checked_blocks(file: pq.ParquetFile, dropped: dict[str, int]) -> Iterator[pd.DataFrame]:
+    "A million rows after the other, each block with ids of their final type."
+    row, found = 0, dict[str, int]()
+    columns = [o for o in file.schema_arrow.names if o != USER_HASH]
+    for batch in file.iter_batches(2**20, columns=columns):
+        try:
+            block = check_ratings(batch.to_pandas(), found)
+        except InputError as error:
+            raise InputError(f"{error} (counted from row {row:,})" if row else str(error)) from error
+        row += len(batch)
+        for reason, n in found.items():
+            dropped[reason] = dropped.get(reason, 0) + n
+        yield block
 
 
 def _counted(blocks: Iterator[pd.DataFrame], bar: tqdm) -> Iterator[pd.DataFrame]:
@@ -157,9 +175,6 @@ def _into_buckets(
     paths = [folder / f"{o}.parquet" for o in range(n)]
     try:
         for block in blocks:
-            absent = {"user_id", "item_id", "rating"} - set(block.columns)
-            if absent:
-                raise InputError(f"ratings lack the column {min(absent)}; found: {', '.join(block.columns)}")
             bucket = holder(user_hash(block["user_id"]), n)
             for o in np.unique(bucket):
                 rows = pa.Table.from_pandas(block[bucket == o], preserve_index=False)
@@ -210,11 +225,11 @@ def is_partitioned(
     source: str | Path | None,  # as for `load_data`
 ) -> bool:
     "Whether this is a folder that `partition` wrote."
-    path = Path(source or os.environ.get("CORRECT_SMOOTH_DATA") or "demo").expanduser() / "ratings.parquet"
-    if not path.is_file():
+    folder = _folder(source)
+    if not folder or not (folder / "ratings.parquet").is_file():
         return False
-    with reading(path):
-        return USER_HASH in pq.read_schema(path).names
+    with reading(folder):
+        return USER_HASH in pq.read_schema(folder / "ratings.parquet").names
 
 
 def read_own(
@@ -243,12 +258,11 @@ def load_share(
     source: str | Path | None = None,  # as for `load_data`
 ) -> tuple[MovieData, int]:  # films and ratings; how many ratings the ranks before this one hold
     "What a rank has to read: its own rows where the data are partitioned, else all of them."
-    if size() > 1 and is_partitioned(source):
-        return read_own(source or os.environ["CORRECT_SMOOTH_DATA"])
-    return load_data(source), 0
+    folder = _folder(source)
+    return read_own(folder) if size() > 1 and folder and is_partitioned(folder) else (load_data(source), 0)
 
 # %% ../nbs/00b_ranks.ipynb #c026
-class RankLost(RuntimeError):
+class RankLost(Exception):
     "Another process of the job has ended or cannot be reached."
 
 
@@ -263,8 +277,6 @@ def _talking() -> Iterator[None]:
     "Around whatever needs the other ranks."
     try:
         yield
-    except RankLost:
-        raise
     except RuntimeError as error:
         raise RankLost(LOST) from error
 
@@ -347,8 +359,8 @@ def together(
     own_rows, sink = pa.Table.from_pandas(table, preserve_index=False), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, own_rows.schema) as writer:
         writer.write_table(own_rows)
-    everybody = gather(np.frombuffer(sink.getvalue(), np.uint8), first_only)
-    tables = [pa.ipc.open_stream(pa.py_buffer(o)).read_all() for o in everybody]
+    received = gather(np.frombuffer(sink.getvalue(), np.uint8), first_only)
+    tables = [pa.ipc.open_stream(pa.py_buffer(o)).read_all() for o in received]
     filled = [o for o in tables if len(o)] or tables[:1]
     return pa.concat_tables(filled, promote_options="permissive").to_pandas() if tables else table
 
@@ -394,8 +406,8 @@ def numbering(
     "Where users stand among everybody's."
     if size() == 1:
         return np.arange(len(users))
-    everybody = together(pd.DataFrame({"user_id": users}))["user_id"].sort_values()
-    return pd.Index(everybody).get_indexer(users)
+    ids = together(pd.DataFrame({"user_id": users}))["user_id"].sort_values()
+    return pd.Index(ids).get_indexer(users)
 
 
 def everybody(
@@ -419,7 +431,7 @@ def torchrun(
     ranks: int = 2,
     restarts: int = 0,  # how often to start all ranks again if one ends with an error
 ) -> str:  # what was printed
-    "Run a script on several ranks of this machine; raises `RankLost` with what it said, if it fails."
+    "Run a script on several ranks of this machine; raises `RuntimeError` with what it said, if it fails."
     (Path(folder) / "job.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "job.py"]
@@ -428,5 +440,5 @@ def torchrun(
     threads = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=os.environ | threads, capture_output=True, text=True)
     if done.returncode:
-        raise RankLost(done.stderr)
+        raise RuntimeError(done.stderr)
     return done.stdout
