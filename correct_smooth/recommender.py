@@ -1320,6 +1320,12 @@ def parse_settings(
     return settings
 
 # %% ../nbs/07_recommender.ipynb #c102
+def _until_stopped(seconds: float) -> None:
+    "Wait for torchrun to end this process."
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(seconds)
+
+
 def command(main: Callable[..., None]) -> Callable[..., None]:
     "Make a function a command: called without arguments, it takes them from the command line."
     name = main.__name__
@@ -1327,9 +1333,8 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     def end(code: int, message: Any) -> SystemExit:
         one_line = " ".join(str(message).splitlines())  # whatever it quotes
         own = int(os.environ.get("RANK", 0))
-        if own and code == 2:  # rank 0 says the same, and torchrun stops this one before it repeats it
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(2)
+        if own and code == 2:
+            _until_stopped(2)
         print(f"{name}: {f'rank {own}: ' if own else ''}{one_line}", file=sys.stderr, flush=True)
         return SystemExit(code)
 
@@ -1348,7 +1353,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except InputError as error:
             raise end(2, error) from None
         except RankLost as error:
-            raise end(1, error) from None
+            told = end(1, error)
+            _until_stopped(4)
+            raise told from None
         except OSError as error:
             raise end(1, f"something could not be written: {error}") from None
         except KeyboardInterrupt:
