@@ -137,7 +137,7 @@ def test_console_scripts_are_commands():
     config = ConfigParser()
     config.read(ROOT / "settings.ini")
     listed = dict(o.split("=") for o in config["DEFAULT"]["console_scripts"].split())
-    assert list(listed) == ["cs_run", "cs_recommend", "cs_similar", "cs_fold_in"]
+    assert list(listed) == ["cs_run", "cs_recommend", "cs_similar", "cs_fold_in", "cs_partition"]
     for name, target in listed.items():
         module, _, function = target.partition(":")
         assert function == name and callable(getattr(import_module(module), name))
