@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUCKET', 'GROUP', 'LOST', 'rank', 'size', 'user_hash', 'holder', 'plot_holders', 'own_part', 'is_own', 'partition',
            'is_partitioned', 'read_own', 'load_share', 'RankLost', 'joined', 'total', 'gather', 'together',
-           'from_first', 'earlier', 'said_by_first', 'sum_gradients', 'numbering', 'everybody', 'torchrun']
+           'from_first', 'earlier', 'said_by_first', 'sum_gradients', 'numbering', 'everybody', 'run_script']
 
 # %% ../nbs/00b_ranks.ipynb #c002
 import os
@@ -425,7 +425,7 @@ def everybody(
     )
 
 # %% ../nbs/00b_ranks.ipynb #c031
-def torchrun(
+def run_script(
     script: str,  # Python
     folder: str | Path,  # to run it in; it is written there as job.py
     ranks: int = 2,
