@@ -12,12 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -281,6 +283,22 @@ def _talking() -> Iterator[None]:
         raise RankLost(LOST) from error
 
 
+def _new_corner(store: dist.Store, at: int, ranks: int) -> dist.Store:
+    "A part of the store in which no earlier life of this job has written."
+    word = uuid4().hex
+    if at > 0:
+        store.set(f"ask/{at}", word)
+        corner = store.get(f"answer/{at}/{word}").decode()
+        store.set(f"taken/{at}/{corner}", "")
+        return dist.PrefixStore(corner, store)
+    for other in range(1, ranks):
+        while not store.check([f"taken/{other}/{word}"]):
+            asked = store.get(f"ask/{other}").decode()  # perhaps by somebody dead, so look again
+            store.set(f"answer/{other}/{asked}", word)
+            time.sleep(0.01)
+    return dist.PrefixStore(word, store)
+
+
 def _stopped(*_: Any) -> None:
     raise RankLost(LOST)
 
@@ -300,8 +318,12 @@ def joined(
     set_num_threads(threads)  # numba's, which would be all cores on every rank
     torch.set_num_threads(threads)  # numba has put them up, as it started its own
     before = signal.signal(signal.SIGTERM, _stopped)
+    patience = timedelta(minutes=minutes)
     with _talking():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(minutes=minutes))
+        store, at, ranks = next(dist.rendezvous("env://", timeout=patience))
+        kind = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        corner = _new_corner(store, at, ranks)
+        dist.init_process_group(kind, store=corner, rank=at, world_size=ranks, timeout=patience)
     try:
         yield
         with _talking():
@@ -417,12 +439,11 @@ def everybody(
     if size() == 1:
         return pairs
     user, item, rating = (
-        np.concatenate(gather(o)) for o in (numbering(pairs.users)[pairs.user], pairs.item, pairs.rating)
+        np.concatenate(gather(o))
+        for o in (numbering(pairs.users).astype(np.int32)[pairs.user], pairs.item, pairs.rating)
     )
     users = pd.RangeIndex(int(total(len(pairs.users))))
-    return Interactions(
-        user.astype(np.int32), item, rating, np.broadcast_to(np.float32("nan"), len(user)), users, pairs.items
-    )
+    return Interactions(user, item, rating, np.broadcast_to(np.float32("nan"), len(user)), users, pairs.items)
 
 # %% ../nbs/00b_ranks.ipynb #c031
 def run_script(
