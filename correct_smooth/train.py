@@ -502,6 +502,7 @@ class _Training:
         "The weights of the best epoch, and how it got there."
         if self.best.weights is not None:
             self.model.load_state_dict(self.best.weights)
+        self.model.zero_grad(set_to_none=True)  # as large as the weights, and of no more use
         return Trained(self.model.eval(), pd.DataFrame(self.history), self.best.epoch + 1)
 
 # %% ../nbs/04_train.ipynb #c037
