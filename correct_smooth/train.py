@@ -388,11 +388,18 @@ class _Checkpoint:
             names = said_by_first("|".join(o.name for o in self._files()) if rank() == 0 else "")
             files = [self.list.with_name(o) for o in names.split("|") if o]
             if files:
-                state = self._read(files[rank()]) if len(files) == size() else self._dealt_anew(files)
+                state = self._own(files) or self._dealt_anew(files)
                 with reading(files[0]):
                     restore(*state)
         except InputError as error:
             raise InputError(f"{error}. To train from the beginning, delete that file") from error
+
+    def _own(self, files: list[Path]) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        "What this rank has written, if users are dealt to the ranks as they were then."
+        if len(files) != size():
+            return None
+        tensors, numbers = self._read(files[rank()])
+        return (tensors, numbers) if torch.equal(tensors.pop("place", self.place), self.place) else None
 
     def _read(self, file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         with reading(file):
