@@ -269,8 +269,9 @@ class RankLost(Exception):
 
 
 LOST = (
-    "another rank has ended or cannot be reached, or torchrun has stopped the job. No result was written. "
-    "Started again, by you or by torchrun --max-restarts, training goes on from its last checkpoint"
+    "another rank has ended or cannot be reached, or torchrun has stopped the job. Results appear "
+    "whole or not at all. Started again, by you or by torchrun --max-restarts, training goes on from its "
+    "last checkpoint"
 )
 
 
@@ -283,9 +284,9 @@ def _talking() -> Iterator[None]:
         raise RankLost(LOST) from error
 
 
-def _new_corner(store: dist.Store, at: int, ranks: int) -> dist.Store:
+def _new_corner(store: dist.Store, at: int, ranks: int, seconds: float) -> dist.Store:
     "A part of the store in which no earlier life of this job has written."
-    word = uuid4().hex
+    word, end = uuid4().hex, time.monotonic() + seconds
     if at > 0:
         store.set(f"ask/{at}", word)
         corner = store.get(f"answer/{at}/{word}").decode()
@@ -296,6 +297,8 @@ def _new_corner(store: dist.Store, at: int, ranks: int) -> dist.Store:
             asked = store.get(f"ask/{other}").decode()  # perhaps by somebody dead, so look again
             store.set(f"answer/{other}/{asked}", word)
             time.sleep(0.01)
+            if time.monotonic() > end:
+                raise RankLost(LOST)
     return dist.PrefixStore(word, store)
 
 
@@ -305,7 +308,7 @@ def _stopped(*_: Any) -> None:
 
 @contextmanager
 def joined(
-    minutes: float = 30,  # to wait for the others at most, whatever they are busy with
+    minutes: float = 120,  # to wait for the others at most, whatever they are busy with
 ) -> Iterator[None]:
     "Take part in the job that torchrun has started this process for, if it has."
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -313,7 +316,7 @@ def joined(
         return
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     threads = torch.get_num_threads()  # those that torchrun left to this rank
     set_num_threads(threads)  # numba's, which would be all cores on every rank
     torch.set_num_threads(threads)  # numba has put them up, as it started its own
@@ -322,7 +325,7 @@ def joined(
     with _talking():
         store, at, ranks = next(dist.rendezvous("env://", timeout=patience))
         kind = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        corner = _new_corner(store, at, ranks)
+        corner = _new_corner(store, at, ranks, patience.total_seconds())
         dist.init_process_group(kind, store=corner, rank=at, world_size=ranks, timeout=patience)
     try:
         yield

@@ -239,7 +239,7 @@ def evaluation(
     seed: int = 0,  # of the bootstrap
 ) -> Evaluation:
     "Metrics of each user before and after, and their comparison."
-    if not len(predictions):
+    if not total(len(predictions)):
         raise InputError("there are no held-out ratings to evaluate on")
     users = _users_judged(predictions, n_train)
     judged = users["base_roc_auc"].notna()
@@ -1157,8 +1157,8 @@ def examples(
 ) -> list[Example]:  # on ranks other than 0 none
     "Some users, from the fewest ratings to the most, with their history and their top ten."
     by_history = judged.users.sort_values("n_train", kind="stable", ignore_index=True)[["user_id"]]
-    some = by_history.iloc[np.unique(np.linspace(0, len(by_history) - 1, count).astype(int))]
-    chosen = from_first(some)["user_id"].to_numpy()
+    places = np.linspace(0, max(len(by_history) - 1, 0), count).astype(int)
+    chosen = from_first(by_history[by_history.index.isin(places)])["user_id"].to_numpy()
     tops = together(recommender.recommend(chosen[is_own(chosen)]), first_only=True)
     data = recommender.data_
     known = data.ratings[data.ratings["user_id"].isin(chosen)]

