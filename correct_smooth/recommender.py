@@ -743,7 +743,7 @@ class CorrectSmoothRecommender(_Newcomers):
 
     def _lists(self, user_ids: pd.Series) -> dict[str, np.ndarray]:  # (m, 10) films each
         "Top tens by base and by refined scores, of some users at most; rank 0 says whose."
-        chosen = np.sort(generator(self.seed).permutation(user_ids.to_numpy())[:DIVERSITY_USERS])
+        chosen = np.sort(generator(self.seed).permutation(user_ids.to_numpy(copy=True))[:DIVERSITY_USERS])
         asked = from_first(pd.DataFrame({"user_id": chosen}))["user_id"]
         at = np.flatnonzero(is_own(asked))
         users = self._rows(asked[at])

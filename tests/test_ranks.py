@@ -588,6 +588,24 @@ def undisturbed(server, base, tmp_path_factory):
     return figures_of(folder / "out")
 
 
+def test_a_rank_may_have_nobody_to_judge(server, tmp_path):
+    "Users of one rating each have none held out; the others' figures are there all the same."
+    world = synthetic_data(60, 80, 1500)
+    r = world.ratings
+    lonely = r[holder(user_hash(r["user_id"]), 2) == 1].drop_duplicates("user_id")
+    write_tables(
+        movie_data(world.movies, pd.concat([r[holder(user_hash(r["user_id"]), 2) == 0], lonely])),
+        tmp_path / "w",
+    )
+    partition(tmp_path / "w", tmp_path / "dealt", progress=False)
+    start(server, tmp_path / "ranks", 2, jobs.undisturbed, tmp_path / "dealt", tmp_path / "out")
+    told = figures_of(tmp_path / "out")
+    others = r["user_id"].nunique() - len(lonely)
+    assert told["users_evaluated"] + told["users_skipped"] == others > 0 < len(lonely)
+    tops = pd.read_csv(tmp_path / "out" / "recommendations.csv")
+    assert tops["user_id"].nunique() == r["user_id"].nunique()
+
+
 def figures_of(out):
     told = json.loads((out / "summary.json").read_text())
     return {k: o for k, o in told.items() if k not in ("seconds", "versions")}
