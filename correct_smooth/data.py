@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'TEXTS', 'LISTS', 'NUMBERS', 'TABLES', 'USER_HASH', 'GROUPLENS', 'MOVIELENS_MD5', 'LABEL_RULES',
-           'InputError', 'check_number', 'check_choice', 'generator', 'reading', 'MovieData', 'as_text', 'as_names',
-           'as_numbers', 'check_movies', 'check_ratings', 'movie_data', 'demo_data', 'read_movies_dataset',
-           'read_movielens', 'check_target', 'settle', 'write_beside', 'write_rows', 'read_tables', 'write_tables',
-           'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset', 'holdout',
-           'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_means', 'split', 'Interactions', 'positions',
-           'index_ratings', 'add_ratings', 'add_movies']
+           'InputError', 'check_number', 'check_choice', 'check_liked', 'generator', 'reading', 'Population',
+           'MovieData', 'as_text', 'as_names', 'as_numbers', 'check_movies', 'check_ratings', 'sentinel',
+           'without_opinion', 'movie_data', 'demo_data', 'read_movies_dataset', 'read_movielens', 'check_target',
+           'settle', 'write_beside', 'write_rows', 'read_tables', 'write_tables', 'synthetic_data', 'write_synthetic',
+           'load_data', 'fetch_movielens', 'fetch_movies_dataset', 'holdout', 'leave_last', 'by_time', 'cold_items',
+           'cold_users', 'user_moments', 'shrunk_moments', 'rating_sums', 'rating_step', 'population', 'is_liked',
+           'user_thresholds', 'with_standard', 'split', 'Interactions', 'positions', 'index_ratings', 'add_ratings',
+           'add_movies']
 
 # %% ../nbs/00_data.ipynb #c002
 import ast
@@ -70,6 +72,12 @@ def check_choice(
         raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}"[:300])
 
 
+def check_liked(liked: Any) -> None:
+    "Raise `InputError` unless this is what can count as liked: a rating, or `mean`."
+    if not isinstance(liked, str) or liked != "mean":
+        check_number("liked (if it is not 'mean')", liked, -1e9)
+
+
 def generator(
     seed: int,
     before: int = 0,  # numbers of 64 bits to pass over
@@ -101,6 +109,15 @@ def reading(
         hint = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
         raise InputError(f"{where} cannot be read: {what}{hint}") from error
 
+# %% ../nbs/00_data.ipynb #m0a
+@dataclass(frozen=True)
+class Population:
+    "How people rate, in the units of the ratings."
+
+    mean: float  # mu, mean of the users' means
+    spread: float  # sigma, standard deviation of ratings around their user's mean
+    step: float  # the least distance between two different ratings
+
 # %% ../nbs/00_data.ipynb #c013
 TEXTS = ("title", "overview", "language", "collection")
 LISTS = ("genres", "keywords", "countries", "companies")
@@ -115,7 +132,17 @@ class MovieData:
     ratings: pd.DataFrame = field(repr=False)  # user_id, item_id, rating and perhaps timestamp
     name: str = "data"  # where it came from, for titles and reports
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many
+    liked: float | str = "mean"  # what counts as liked: a rating, such as 4, or a user's own mean
     thresholds: pd.Series | None = field(default=None, repr=False)  # user_id -> what counts as liked
+    found: pd.Series | None = field(default=None, repr=False)  # the same object if `split` has found them
+    population: Population | None = None  # how people rate, once `split` has looked at training ratings
+    no_opinion: float | None = None  # the rating that says "seen, not rated", where there is one
+    seen: pd.DataFrame | None = field(default=None, repr=False)  # user_id, item_id, rating: known, not learned
+
+    @property
+    def given(self) -> bool:
+        "Whether thresholds have been set by somebody, and so stay as they are."
+        return self.thresholds is not None and self.thresholds is not self.found
 
     def counts(self) -> dict[str, Any]:
         "How many users, items and ratings there are, and what was dropped."
@@ -324,12 +351,48 @@ def _latest(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     dropped["ratings replaced by a later one of the same user and item"] = len(earlier)
     return ratings.drop(earlier).reset_index(drop=True) if len(earlier) else ratings
 
+# %% ../nbs/00_data.ipynb #m3b
+def sentinel(
+    counts: pd.Series,  # rating -> how often it occurs
+) -> float | None:
+    "The rating that says `seen, not rated`, if there is one."
+    for low in (-1.0, 0.0):
+        scale = counts[counts.index > low].sort_index()
+        apart = counts.index.min() == low and len(scale) > 2 and scale.index[0] > low + 0.75
+        if apart and (low < 0 or counts[low] > scale.iloc[0]):
+            return low
+    return None
+
+
+def without_opinion(
+    data: MovieData,
+    no_opinion: float | str = "find",  # the rating that says so; find: see `sentinel`; keep: there is none
+) -> MovieData:
+    "Part what was only seen from what was rated, and remark on ratings that say nothing."
+    if isinstance(no_opinion, str):
+        check_choice("no_opinion (if it is no number)", no_opinion, ("find", "keep"))
+    else:
+        check_number("no_opinion", no_opinion, -1e9)
+    rating, dropped = data.ratings["rating"], dict(data.dropped)
+    value = sentinel(rating.value_counts()) if no_opinion == "find" else no_opinion
+    seen = rating == (np.nan if value in (None, "keep") else np.float32(value))
+    if seen.any():
+        low, high = rating[~seen].min(), rating[~seen].max()
+        dropped[f"ratings of {value:g}, 'seen, not rated' beside {low:g} to {high:g} (see no_opinion)"] = int(seen.sum())
+        rated, only_seen = (data.ratings[o].reset_index(drop=True) for o in (~seen, seen))
+        return replace(data, ratings=rated, seen=only_seen, no_opinion=float(value), dropped=dropped)
+    if len(rating) > 1 and rating.min() == rating.max():
+        dropped[f"opinions, since all ratings are {rating[0]:g}: views or purchases"] = len(rating)
+    return replace(data, dropped=dropped)
+
 # %% ../nbs/00_data.ipynb #c023
 def movie_data(
     movies: pd.DataFrame,  # item_id as column or index, and any of the known columns
     ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp
     name: str = "data",  # for titles and reports
     dropped: dict[str, int] | None = None,  # what a reader has dropped already
+    liked: float | str = "mean",  # what counts as liked: a rating, such as 4, or each user's mean
+    no_opinion: float | str = "find",  # a rating that means "seen, not rated", find, or keep: there is none
 ) -> MovieData:  # checked; the frames handed in are not changed
     "Check films and ratings and put them together; raises `InputError` where they cannot be used."
     count = dict(dropped or {})
@@ -344,7 +407,9 @@ def movie_data(
             else f"nothing to learn from: {len(films)} movies and {len(stars)} ratings"
         )
     stars = stars if known.all() else stars[known].reset_index(drop=True)
-    return MovieData(films, stars, as_text(name), {k: v for k, v in count.items() if v})
+    check_liked(liked)
+    data = MovieData(films, stars, as_text(name), {k: v for k, v in count.items() if v}, liked)
+    return without_opinion(data, no_opinion)
 
 # %% ../nbs/00_data.ipynb #c026
 def demo_data() -> MovieData:  # 671 users, 9,066 films
@@ -521,7 +586,7 @@ def read_movies_dataset(
     columns = {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
     ratings = _read_csv(folder / f"ratings{size}.csv", columns, kinds=_RATING_KINDS)
     ratings = _with_ids(ratings, ["user_id", "item_id"], "ratings", dropped)
-    return movie_data(movies, ratings, folder.resolve().name, dropped)
+    return movie_data(movies, ratings, folder.resolve().name, dropped, no_opinion="keep")
 
 # %% ../nbs/00_data.ipynb #c040
 _MOVIELENS = {
@@ -580,7 +645,7 @@ def read_movielens(
         tags = _with_ids(_movielens_table(files, "tags", path), ["item_id"], "tags", dropped).dropna()
         words = tags["tag"].str.lower().groupby(tags["item_id"]).agg(lambda o: sorted(set(o)))
         movies["keywords"] = movies["item_id"].map(words)
-    return movie_data(movies, ratings, path.resolve().stem, dropped)
+    return movie_data(movies, ratings, path.resolve().stem, dropped, no_opinion="keep")
 
 # %% ../nbs/00_data.ipynb #c043
 def check_target(
@@ -763,7 +828,7 @@ def read_tables(
         if all(t[column].dropna().str.fullmatch("-?[0-9]{1,18}").all() for t in text):
             for t in text:
                 t[column] = t[column].astype("Int64")
-    return movie_data(tables["movies"], tables["ratings"], folder.resolve().name)
+    return movie_data(tables["movies"], tables["ratings"], folder.resolve().name, no_opinion="keep")
 
 
 def write_tables(
@@ -910,8 +975,16 @@ def load_data(
     source: str
     | Path
     | None = None,  # demo, synthetic, a folder or a zip; None: $CORRECT_SMOOTH_DATA, else demo
+    liked: float | str = "mean",  # this and the next as for `movie_data`
+    no_opinion: float | str = "find",
 ) -> MovieData:
     "Read films and ratings from wherever they are, choosing the reader by what is there."
+    check_liked(liked)
+    return without_opinion(replace(_read(source), liked=liked), no_opinion)
+
+
+def _read(source: str | Path | None) -> MovieData:
+    "What is there, every row of it."
     source = os.environ.get("CORRECT_SMOOTH_DATA") or "demo" if source is None else source
     if source in ("demo", "synthetic"):
         return demo_data() if source == "demo" else synthetic_data()
@@ -1078,21 +1151,112 @@ def cold_users(ratings: pd.DataFrame, share: float = 0.1, seed: int = 0) -> np.n
     "Hide every rating of a random share of the users."
     return _cold(ratings["user_id"], share, seed)
 
+# %% ../nbs/00_data.ipynb #m1b
+def user_moments(
+    user: np.ndarray,  # (n,) positions
+    rating: np.ndarray,  # (n,)
+    n_users: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n_users,) each: n, mean, Q; 0 for users without ratings
+    "How many ratings each user gave, their mean, and the sum of squared deviations from it."
+    n = np.bincount(user, minlength=n_users)
+    mean = np.bincount(user, rating, n_users) / np.maximum(n, 1)
+    return n, mean, np.bincount(user, (rating - mean[user]) ** 2, n_users)
+
+
+def shrunk_moments(
+    n: np.ndarray,  # (m,) ratings of each user
+    mean: np.ndarray,  # (m,) of them
+    squares: np.ndarray,  # (m,) Q
+    people: Population,
+) -> tuple[np.ndarray, np.ndarray]:  # (m,) mean and spread
+    "Each user's mean and spread, with the population as one more rating."
+    centre = (n * mean + people.mean) / (n + 1)
+    return centre, np.sqrt((squares + people.spread**2) / np.maximum(n, 1))
+
+# %% ../nbs/00_data.ipynb #m1e
+def rating_sums(
+    user: np.ndarray,  # (n,) positions
+    rating: np.ndarray,  # (n,)
+) -> np.ndarray:  # users, sum of their means, degrees of freedom, sum of squares
+    "What is to be known of some users to say how people rate; sums of several groups add up."
+    n, mean, squares = user_moments(user, rating, int(user.max(initial=-1)) + 1)
+    return np.array([(n > 0).sum(), mean.sum(), np.maximum(n - 1, 0).sum(), squares.sum()], np.float64)
+
+
+def rating_step(
+    rating: np.ndarray,  # (n,)
+) -> float:  # 0 where there are no two
+    "The least difference between two ratings."
+    gaps = np.diff(np.sort(pd.unique(rating).astype(np.float64)))
+    return float(gaps.min()) if len(gaps) else 0.0
+
+
+def population(
+    sums: np.ndarray,  # of `rating_sums`, or the sum of several of them
+    step: float,  # of `rating_step`
+) -> Population:
+    "How people rate; where nobody tells two films apart, the spread is 1."
+    users, means, freedom, squares = sums
+    spread = float(np.sqrt(squares / max(freedom, 1)))
+    return Population(float(means / max(users, 1)), spread or 1.0, step)
+
+# %% ../nbs/00_data.ipynb #m1h
+def is_liked(
+    rating: np.ndarray,  # (n,) as stored, in 32 bits
+    line: np.ndarray,  # (n,) what it has to reach
+) -> np.ndarray:  # (n,) bool
+    "Whether each rating reaches a line, rounding aside."
+    exact = np.asarray(rating, np.float64)
+    return exact >= line - 2.0**-24 * (np.abs(exact) + np.abs(line))
+
 # %% ../nbs/00_data.ipynb #c091
 LABEL_RULES = ("train", "all")
 
 
-def user_means(
+def user_thresholds(
     ratings: pd.DataFrame,
-) -> pd.Series:  # user_id -> mean rating, float64, sorted by user
-    "Each user's mean rating: what counts as liked."
-    return ratings["rating"].astype(np.float64).groupby(ratings["user_id"]).mean().rename("threshold")
+    liked: float | str = "mean",  # a rating that counts as liked, or each user's mean
+    people: Population | None = None,  # how everybody rates; None: as these ratings tell
+) -> pd.Series:  # user_id -> threshold, float64, sorted by user
+    "What each user's ratings have to reach for a film to count as liked."
+    check_liked(liked)
+    code, users = pd.factorize(ratings["user_id"], sort=True)
+    rating = ratings["rating"].to_numpy(np.float64)
+    n, mean, squares = user_moments(code, rating, len(users))
+    if liked != "mean":
+        mean = np.full(len(users), float(liked))
+    elif (flat := squares <= n * (2.0**-50 * mean) ** 2).any():
+        people = people or population(rating_sums(code, rating), rating_step(rating))
+        mean[flat] = shrunk_moments(n, mean, squares, people)[0][flat]
+    return pd.Series(mean, pd.Index(users, name="user_id"), name="threshold")
 
+# %% ../nbs/00_data.ipynb #m2b
+def with_standard(
+    data: MovieData,
+    training: pd.DataFrame,  # ratings that tell how people rate
+    judging: pd.DataFrame,  # ratings that set each user's standard
+    liked: float | str | None = None,  # as for `split`
+    people: Population | None = None,
+) -> MovieData:
+    "The same data with a standard for each user; thresholds that somebody has set stay."
+    if people is None:
+        code, rating = pd.factorize(training["user_id"])[0], training["rating"].to_numpy(np.float64)
+        people = population(rating_sums(code, rating), rating_step(rating))
+    if liked is not None:
+        check_liked(liked)
+        data = replace(data, liked=liked, thresholds=None)
+    if data.given:
+        return replace(data, population=people)
+    found = user_thresholds(judging, data.liked, people)
+    return replace(data, thresholds=found, found=found, population=people)
 
+# %% ../nbs/00_data.ipynb #m2d
 def split(
     data: MovieData,
     hidden: np.ndarray,  # (n_ratings,) True where a rating is held back
     labels: str = "train",  # whose ratings set each user's standard: train, or all (leaks)
+    liked: float | str | None = None,  # what counts as liked, as in `MovieData`; None: as the data say
+    people: Population | None = None,  # how everybody rates; None: as the training part tells
 ) -> tuple[MovieData, MovieData]:  # training and held-out part, with the same films and thresholds
     "Part the ratings in two, and fix the standard by which both are labelled."
     check_choice("labels", labels, LABEL_RULES)
@@ -1104,8 +1268,8 @@ def split(
     parts = [data.ratings[o].reset_index(drop=True) for o in (~hidden, hidden)]
     if not len(parts[0]):
         raise InputError("every rating is held back, none is left to learn from")
-    thresholds = user_means(data.ratings if labels == "all" else parts[0])
-    train, test = (replace(data, ratings=o, thresholds=thresholds) for o in parts)
+    judged = with_standard(data, parts[0], data.ratings if labels == "all" else parts[0], liked, people)
+    train, test = (replace(judged, ratings=o) for o in parts)
     return train, test
 
 # %% ../nbs/00_data.ipynb #c096
@@ -1119,9 +1283,16 @@ class Interactions:
     y: np.ndarray  # (n,) float32, 1 = liked
     users: pd.Index = field(repr=False)  # user id at each position
     items: pd.Index = field(repr=False)  # item id at each position
+    population: Population | None = None  # how people rate; None: as these ratings tell
+    given: np.ndarray | None = field(default=None, repr=False)  # (n_users,) lines that somebody has drawn
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def people(self) -> Population:
+        "How people rate, as noted in training, or as these ratings tell."
+        return self.population or population(rating_sums(self.user, self.rating), rating_step(self.rating))
 
 
 def positions(
@@ -1141,7 +1312,7 @@ def positions(
 
 
 def index_ratings(
-    data: MovieData,  # thresholds are its own, or each user's mean where it has none
+    data: MovieData,  # thresholds are its own, or found from these ratings where it has none
     users: pd.Index | None = None,  # vocabulary; None: the users of these ratings, sorted
 ) -> Interactions:
     "Ratings as labelled pairs of positions."
@@ -1153,13 +1324,16 @@ def index_ratings(
             raise InputError(
                 "user ids mix types that have no order, such as 7 and 'ann'; make them all text"
             ) from error
-    thresholds = user_means(r) if data.thresholds is None else data.thresholds
-    line = thresholds.reindex(users).fillna(thresholds.mean()).to_numpy()
+    thresholds = user_thresholds(r, data.liked, data.population) if data.thresholds is None else data.thresholds
+    personal = data.liked == "mean" and not data.given
+    else_ = data.population.mean if personal and data.population else thresholds.mean()
+    line = thresholds.reindex(users).fillna(else_).to_numpy(np.float64)
     user, item = positions(r["user_id"], users, "user"), positions(r["item_id"], data.movies.index, "item")
     rating = r["rating"].to_numpy(np.float32)
-    return Interactions(
-        user, item, rating, (rating >= line[user]).astype(np.float32), users, data.movies.index
-    )
+    y = is_liked(rating, line[user]).astype(np.float32)
+    step = data.population.step if data.population else rating_step(rating)
+    given = None if personal else line - step / 2
+    return Interactions(user, item, rating, y, users, data.movies.index, data.population, given)
 
 # %% ../nbs/00_data.ipynb #c099
 def _same_kind(new: pd.Series | pd.Index, known: pd.Series | pd.Index, what: str) -> None:
@@ -1182,12 +1356,12 @@ def add_ratings(
         new = new.assign(timestamp=known["timestamp"].max())  # later than all before
     theirs = known["user_id"].isin(new["user_id"])
     renewed = check_ratings(pd.concat([known[theirs], new[list(known.columns)]]), {})
-    thresholds = data.thresholds
-    if thresholds is not None:
-        own = user_means(renewed)
-        thresholds = pd.concat([thresholds.drop(own.index, errors="ignore"), own])
     together = pd.concat([known[~theirs], renewed], ignore_index=True)
-    return replace(data, ratings=together, thresholds=thresholds)
+    if data.thresholds is None or data.given:
+        return replace(data, ratings=together)
+    own = user_thresholds(renewed, data.liked, data.population)
+    found = pd.concat([data.thresholds.drop(own.index, errors="ignore"), own])
+    return replace(data, ratings=together, thresholds=found, found=found)
 
 # %% ../nbs/00_data.ipynb #c102
 def add_movies(

@@ -21,7 +21,15 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import normalize
 from sparse_dot_topn import sp_matmul_topn
 
-from .data import InputError, Interactions, as_numbers, check_choice, check_number, reading
+from correct_smooth.data import (
+    InputError,
+    Interactions,
+    as_numbers,
+    check_choice,
+    check_number,
+    reading,
+    user_moments,
+)
 from .features import BLOCKS
 from .ranks import everybody, gather, rank, size
 
@@ -81,17 +89,15 @@ def _collected(A: sparse.csr_matrix, at: np.ndarray) -> sparse.csr_matrix:
 def corating_knn(
     pairs: Interactions,  # training ratings
     k: int = 200,  # neighbours of each film, at most
-    shrinkage: float = 20.0,  # s, in squared stars
+    shrinkage: float = 20.0,  # s, in squared spreads of ratings around their user's mean
     n_threads: int | None = None,  # None: all cores
     shared: bool = False,  # as for `cosine_knn`
 ) -> sparse.csr_matrix:  # C, (n_items, n_items) float32, no self-loops
     "Films that the same users liked more, or less, than they like films in general."
     n_users, n_items = len(pairs.users), len(pairs.items)
-    mean = np.bincount(pairs.user, pairs.rating, n_users) / np.maximum(
-        np.bincount(pairs.user, minlength=n_users), 1
-    )
+    _, mean, _ = user_moments(pairs.user, pairs.rating, n_users)
     centred = pairs.rating - mean[pairs.user]
-    length = np.bincount(pairs.item, centred**2, n_items) + shrinkage
+    length = np.bincount(pairs.item, centred**2, n_items) + shrinkage * pairs.people.spread**2
     weight = 1 / np.sqrt(np.where(length > 0, length, 1))
     value = (centred * weight[pairs.item]).astype(np.float32)
     rows = sparse.csr_matrix((value, (pairs.item, pairs.user)), shape=(n_items, n_users))
@@ -248,7 +254,7 @@ class GraphConfig:
     symmetrise: bool = True  # make every edge mutual
     corating: float = 1.0  # weight of the co-rating graph beside the content graph; 0 leaves it out
     corating_k: int = 200  # its neighbours of each film
-    corating_shrinkage: float = 20.0  # its shrinkage, in squared stars
+    corating_shrinkage: float = 20.0  # its shrinkage, in squared spreads of ratings
 
     def __post_init__(self) -> None:
         check_number("k", self.k, 1, whole=True)

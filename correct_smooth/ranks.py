@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BUCKET', 'GROUP', 'LOST', 'rank', 'size', 'user_hash', 'holder', 'plot_holders', 'own_part', 'is_own', 'partition',
-           'is_partitioned', 'read_own', 'load_share', 'RankLost', 'joined', 'total', 'gather', 'together',
-           'from_first', 'earlier', 'said_by_first', 'sum_gradients', 'numbering', 'everybody', 'run_script']
+           'is_partitioned', 'read_own', 'load_share', 'everybodys_population', 'RankLost', 'joined', 'total', 'gather',
+           'together', 'from_first', 'earlier', 'said_by_first', 'sum_gradients', 'numbering', 'everybody',
+           'run_script']
 
 # %% ../nbs/00b_ranks.ipynb #c002
 import os
@@ -38,13 +39,19 @@ from correct_smooth.data import (
     InputError,
     Interactions,
     MovieData,
+    Population,
     TABLES,
     USER_HASH,
     check_movies,
     check_ratings,
     load_data,
     movie_data,
+    population,
+    rating_step,
+    rating_sums,
     reading,
+    sentinel,
+    without_opinion,
     write_beside,
     write_rows,
 )
@@ -102,16 +109,19 @@ def own_part(
     data: MovieData,
     at: int | None = None,  # rank; None: this one
     ranks: int | None = None,  # how many there are; None: as in this job
-) -> MovieData:  # all films, and the ratings and thresholds of the rank's users
+) -> MovieData:  # all films; ratings, thresholds and films seen of the rank's users
     "What one rank holds of some data."
     at, ranks = rank() if at is None else at, size() if ranks is None else ranks
     if ranks == 1:
         return data
-    ratings = data.ratings[holder(user_hash(data.ratings["user_id"]), ranks) == at]
-    line = data.thresholds
-    if line is not None:
-        line = line[holder(user_hash(line.index), ranks) == at]
-    return replace(data, ratings=ratings.reset_index(drop=True), thresholds=line)
+
+    def own(table: Any, users: Any) -> Any:
+        return None if table is None else table[holder(user_hash(users(table)), ranks) == at]
+
+    ratings, seen = (own(o, lambda rows: rows["user_id"]) for o in (data.ratings, data.seen))
+    line = own(data.thresholds, lambda rows: rows.index)
+    found = None if data.given else line
+    return replace(data, ratings=ratings.reset_index(drop=True), seen=seen, thresholds=line, found=found)
 
 
 def is_own(
@@ -209,7 +219,7 @@ def partition(
             paths = _into_buckets(_counted(blocks, bar), max(1, -(-n // BUCKET)), buckets)
         with write_rows(fresh / "ratings.parquet", GROUP) as write:
             for path in paths:
-                found = movie_data(movies, pd.read_parquet(path))
+                found = movie_data(movies, pd.read_parquet(path), no_opinion="keep")  # a reader sees all of them
                 path.unlink()
                 for reason, count in found.dropped.items():
                     dropped[reason] = dropped.get(reason, 0) + count
@@ -253,15 +263,32 @@ def read_own(
         ratings = ratings.to_pandas(split_blocks=True, self_destruct=True)
     if not len(ratings):
         raise InputError(f"rank {at} of {ranks} has no ratings in {folder}; use fewer ranks")
-    return movie_data(movies, ratings, folder.resolve().name), before
+    return movie_data(movies, ratings, folder.resolve().name, no_opinion="keep"), before
 
 
 def load_share(
-    source: str | Path | None = None,  # as for `load_data`
+    source: str | Path | None = None,  # this and the next as for `load_data`
+    no_opinion: float | str = "find",
 ) -> tuple[MovieData, int]:  # films and ratings; how many ratings the ranks before this one hold
     "What a rank has to read: its own rows where the data are partitioned, else all of them."
     folder = _folder(source)
-    return read_own(folder) if size() > 1 and folder and is_partitioned(folder) else (load_data(source), 0)
+    if not (size() > 1 and folder and is_partitioned(folder)):
+        return load_data(source, no_opinion=no_opinion), 0
+    own, _ = read_own(folder)
+    counts = own.ratings["rating"].value_counts().rename_axis("value").reset_index(name="n")
+    value = sentinel(together(counts).groupby("value")["n"].sum()) if no_opinion == "find" else no_opinion
+    own = without_opinion(own, "keep" if value is None else value)
+    return own, earlier(len(own.ratings))
+
+
+def everybodys_population(
+    ratings: pd.DataFrame,  # of this rank
+) -> Population:
+    "How the users of all ranks rate."
+    code, rating = pd.factorize(ratings["user_id"])[0], ratings["rating"].to_numpy(np.float64)
+    steps = np.concatenate(gather(np.array([rating_step(rating)])))
+    steps = steps[steps > 0]
+    return population(total(rating_sums(code, rating)), float(steps.min()) if len(steps) else 0.0)
 
 # %% ../nbs/00b_ranks.ipynb #c026
 class RankLost(Exception):
@@ -446,7 +473,8 @@ def everybody(
         for o in (numbering(pairs.users).astype(np.int32)[pairs.user], pairs.item, pairs.rating)
     )
     users = pd.RangeIndex(int(total(len(pairs.users))))
-    return Interactions(user, item, rating, np.broadcast_to(np.float32("nan"), len(user)), users, pairs.items)
+    unknown = np.broadcast_to(np.float32("nan"), len(user))
+    return Interactions(user, item, rating, unknown, users, pairs.items, pairs.population)
 
 # %% ../nbs/00b_ranks.ipynb #c031
 def run_script(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL_FILES', 'PARTS', 'STAGES', 'SIMILARITIES', 'DIVERSITY_USERS', 'PRESETS', 'FIGURES', 'RESULT_FILES',
-           'stage_settings', 'with_setting', 'as_list', 'top_n', 'top_blocks', 'Evaluation', 'evaluation', 'checksum',
-           'stage_from_json', 'check_judgeable', 'CorrectSmoothRecommender', 'Tuning', 'model_files',
-           'plot_explanation', 'from_preset', 'summary', 'figures', 'report', 'examples', 'run', 'parse_settings',
-           'command', 'cs_run']
+           'stage_settings', 'with_setting', 'as_list', 'top_n', 'stored', 'top_blocks', 'Evaluation', 'evaluation',
+           'checksum', 'stage_from_json', 'check_opinions', 'check_judgeable', 'CorrectSmoothRecommender', 'Tuning',
+           'model_files', 'plot_explanation', 'from_preset', 'summary', 'figures', 'report', 'with_seen', 'examples',
+           'run', 'number_or_text', 'parse_settings', 'command', 'cs_run']
 
 # %% ../nbs/07_recommender.ipynb #c002
 import hashlib
@@ -47,10 +47,13 @@ from correct_smooth.data import (
     InputError,
     LABEL_RULES,
     MovieData,
+    Population,
     add_movies,
     add_ratings,
     check_choice,
+    check_liked,
     check_number,
+    check_ratings,
     check_target,
     generator,
     holdout,
@@ -61,7 +64,7 @@ from correct_smooth.data import (
     reading,
     settle,
     split,
-    user_means,
+    with_standard,
     write_beside,
     write_rows,
 )
@@ -109,6 +112,7 @@ from .new_users import fit_users
 from correct_smooth.ranks import (
     RankLost,
     earlier,
+    everybodys_population,
     from_first,
     gather,
     is_own,
@@ -186,6 +190,11 @@ def top_n(
     return _shortlists(np.ascontiguousarray(scores.T), min(n, len(scores)), shut, seen.indptr, seen.indices)
 
 # %% ../nbs/07_recommender.ipynb #c016
+def stored(Y: sparse.csc_matrix) -> sparse.csc_matrix:
+    "1 wherever something is stored, a 0 too."
+    return sparse.csc_matrix((np.ones(Y.nnz, np.float32), Y.indices, Y.indptr), shape=Y.shape)
+
+
 def top_blocks(
     scorer: Scorer,
     users: np.ndarray,  # (m,) positions
@@ -193,12 +202,18 @@ def top_blocks(
     shut: np.ndarray,  # (n_items,) True for films that nobody should get
     exclude_seen: bool = True,  # leave out films with a label
     progress: bool = True,  # show a bar
+    more: sparse.csc_matrix | None = None,  # (n_items, n_users) stored: leave these out as well
 ) -> Iterator[pd.DataFrame]:  # place (among the users asked for), rank, item, base, refined; best first
     "The best films of many users, one table for each block of them."
     quiet = {} if progress else {"disable": True}
+
+    def known(block: np.ndarray) -> sparse.csc_matrix:
+        labels = scorer.labels[:, block]
+        return labels if more is None else stored(labels) + stored(more[:, block])
+
     with tqdm(total=len(users), desc="recommending", unit="user", leave=False, **quiet) as bar:
         for at, base, refined in scorer.blocks(users):
-            seen = scorer.labels[:, users[at]] if exclude_seen else None
+            seen = known(users[at]) if exclude_seen else None
             best = top_n(refined, n, shut, seen)
             column, place = np.nonzero(best >= 0)
             item = best[column, place]
@@ -275,11 +290,11 @@ def _users_judged(predictions: pd.DataFrame, n_train: pd.Series) -> pd.DataFrame
 
 # %% ../nbs/07_recommender.ipynb #c022
 FORMAT = (
-    4  # of saved models; it goes up whenever an older version could not read, or would misread, a newer one
+    5  # of saved models; it goes up whenever an older version could not read, or would misread, a newer one
 )
 MODEL_FILES = (
     "model.json", "weights.safetensors", "graph.npz",
-    "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet",
+    "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet", "seen.parquet",
 )  # fmt: skip
 PARTS = "parts.json"  # names the parts of a model that several ranks have saved, each a model of its own
 STAGES = {"graph": GraphConfig, "model": ModelConfig, "training": TrainConfig, "refinement": CorrectAndSmooth}
@@ -296,6 +311,17 @@ def stage_from_json(kind: type, settings: dict[str, Any]) -> Any:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
 # %% ../nbs/07_recommender.ipynb #c025
+def check_opinions(ratings: pd.DataFrame) -> Population:
+    "How everybody rates; raises `InputError` if all ratings of all ranks are the same."
+    people = everybodys_population(ratings)
+    if people.step == 0 and total(len(ratings)) > 1:
+        raise InputError(
+            f"all ratings are {people.mean:g}: views or purchases, which do not say what was liked; "
+            "bring ratings of at least two values"
+        )
+    return people
+
+
 def check_judgeable(held: MovieData) -> None:
     "Raise `InputError` if no user has both a liked and another film among held-out ratings."
     pairs = index_ratings(held)
@@ -318,6 +344,7 @@ class _Settings(BaseEstimator):
         training: TrainConfig = TrainConfig(),
         refinement: CorrectAndSmooth = CorrectAndSmooth(),
         labels: str = "train",  # whose ratings set each user's standard in `cs_run`: train, or all (leaks)
+        liked: float | str | None = None,  # a rating, such as 4, or mean: the user's own; None: as the data say
         validation: float = 0.1,  # share of training ratings to stop by; 0 trains for all epochs at once
         ensemble: int = 3,  # models to train, from as many seeds, and average
         seed: int = 0,
@@ -325,7 +352,7 @@ class _Settings(BaseEstimator):
     ):
         self.features = MovieFeatures() if features is None else features
         self.graph, self.model, self.training = graph, model, training
-        self.refinement, self.labels, self.validation = refinement, labels, validation
+        self.refinement, self.labels, self.liked, self.validation = refinement, labels, liked, validation
         self.ensemble, self.seed, self.progress = ensemble, seed, progress
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -353,6 +380,8 @@ class _Settings(BaseEstimator):
         check_number("validation", self.validation, 0, 0.9)
         check_number("ensemble", self.ensemble, 1, 1000, whole=True)
         check_choice("labels", self.labels, LABEL_RULES)
+        if self.liked is not None:
+            check_liked(self.liked)
         check_choice("progress", self.progress, (True, False))
         generator(self.seed)
 
@@ -372,6 +401,7 @@ class _Answers(_Settings):
     users_: pd.Index  # user id at each position
     items_: pd.Index  # film id at each position
     scorer_: Scorer
+    seen_: sparse.csc_matrix | None  # (n_items, n_users + 1) films seen that have no label
     epochs_: int  # of training behind each model
     trained_: int  # users it was trained with: the first so many; the mean user is theirs
     fitted_: dict[str, Any]  # settings at the time of fitting
@@ -399,7 +429,19 @@ class _Answers(_Settings):
         )
         self.data_, self.features_, self.X_, self.A_, self.models_ = data, features, X, A, models
         self.users_, self.items_, self.scorer_ = pairs.users, pairs.items, scorer
+        self.seen_ = self._only_seen()
         return self
+
+    def _only_seen(self) -> sparse.csc_matrix | None:  # (n_items, n_users + 1), as the labels
+        "Films that users have seen and that nothing was learned from; None if there are none."
+        if self.data_.seen is None or not len(self.data_.seen):
+            return None
+        user, item = (
+            vocabulary.get_indexer(self.data_.seen[o])
+            for o, vocabulary in (("user_id", self.users_), ("item_id", self.items_))
+        )
+        known = (user >= 0) & (item >= 0)
+        return label_matrix(user[known], item[known], np.ones(known.sum()), self.scorer_.labels.shape)
 
     def _rows(self, user_ids: Any) -> np.ndarray:
         "Positions of users; strangers get the position of the mean user."
@@ -441,7 +483,7 @@ class _Answers(_Settings):
         self,
         user_ids: Any = None,  # None: every known user
         n: int = 10,
-        exclude_seen: bool = True,  # leave out what the user has rated
+        exclude_seen: bool = True,  # leave out what the user has rated, or is known to have seen
         items: Any = None,  # recommend only among these films; None: all
         block_items: Any = None,  # never recommend these
     ) -> pd.DataFrame:  # user_id, rank, item_id, title, base, refined; best first
@@ -490,7 +532,7 @@ class _Answers(_Settings):
         if not len(users):
             nothing = {"place": int, "rank": int, "item": int, "base": np.float32, "refined": np.float32}
             yield told(pd.DataFrame({name: np.empty(0, kind) for name, kind in nothing.items()}))
-        for top in top_blocks(self.scorer_, users, n, shut, exclude_seen, self.progress):
+        for top in top_blocks(self.scorer_, users, n, shut, exclude_seen, self.progress, self.seen_):
             yield told(top)
 
     def _titles(self) -> np.ndarray:
@@ -574,6 +616,7 @@ class _Newcomers(_Answers):
         model = _grown(self.scorer_.model, models, self.trained_).with_mean_user(self.trained_)
         self.data_, self.users_, self.models_ = data, users, models
         self.scorer_ = replace(self.scorer_, labels=labels, model=model)
+        self.seen_ = self._only_seen()
         return self
 
     def _with_users(self, at: np.ndarray, Y: sparse.csc_matrix) -> list[ItemUserModel]:
@@ -673,6 +716,7 @@ class CorrectSmoothRecommender(_Newcomers):
         if not len(data.ratings):
             raise InputError("there are no ratings to learn from")
         self._check()  # refused now rather than after the features
+        data = self._with_standard(data)
         dropped: dict[str, int] = {}
         features = clone(self.features).fit(data.movies)
         X = features.transform(data.movies)
@@ -692,6 +736,13 @@ class CorrectSmoothRecommender(_Newcomers):
         self._keep(data, features, X, A, [o.model for o in final])
         self.scorer_ = replace(self.scorer_, model=_mean_of_all(self.scorer_.model))
         return self
+
+    def _with_standard(self, data: MovieData) -> MovieData:
+        "Training data with a standard for each user, by which the model will judge."
+        people = check_opinions(data.ratings)
+        if data.thresholds is not None and self.liked is None:
+            return replace(data, population=people)
+        return with_standard(data, data.ratings, data.ratings, self.liked, people)
 
     def _train(
         self,
@@ -713,7 +764,7 @@ class CorrectSmoothRecommender(_Newcomers):
             else np.zeros(len(pairs), bool)
         )
         if total(hidden.sum()):
-            kept, held = split(data, hidden)
+            kept, held = split(data, hidden, people=everybodys_population(data.ratings[~hidden]))
             seen = normalise(graph(kept)) if self.model.encoder == "sage" else None
             inner, valid = (index_ratings(o, pairs.users) for o in (kept, held))
             watched = fit_one(inner, valid, seed=self.seed, S=seen)
@@ -729,10 +780,10 @@ class CorrectSmoothRecommender(_Newcomers):
         "Base against refined on ratings that were held out; see `Evaluation`."
         self._rows([])
         r = test.ratings
-        line = test.thresholds if test.thresholds is not None else self.data_.thresholds
-        own = index_ratings(
-            replace(test, thresholds=user_means(self.data_.ratings) if line is None else line)
-        )
+        if test.thresholds is None or self.fitted_["liked"] is not None:
+            d = self.data_
+            test = replace(test, liked=d.liked, thresholds=d.thresholds, found=d.found, population=d.population)
+        own = index_ratings(test)
         asked = self._rows(r["user_id"]), positions(r["item_id"], self.items_, "item")
         base, refined = self.scorer_.pairs(*asked)
         scores = r[["user_id", "item_id", "rating"]].assign(label=own.y.astype(np.int8))
@@ -789,7 +840,8 @@ class CorrectSmoothRecommender(_Newcomers):
         if not trials or not named or not all(isinstance(o, GraphConfig) for o in named.values()):
             raise InputError("tune needs at least one model, as a dict of settings, and one GraphConfig")
         before = earlier(len(data.ratings))
-        known, held = split(data, holdout(data.ratings, share, self.seed, before))
+        hidden = holdout(data.ratings, share, self.seed, before)
+        known, held = split(data, hidden, liked=self.liked, people=everybodys_population(data.ratings[~hidden]))
         check_judgeable(held)
         valid = index_ratings(held, index_ratings(known).users)
         judged = _compare_models([o.fit(known, edges) for o in trials], valid, models)
@@ -820,6 +872,7 @@ class CorrectSmoothRecommender(_Newcomers):
             "ratings": self.data_.ratings,
             "users": pd.DataFrame({"user_id": self.users_}),
             "thresholds": thresholds.rename("threshold").rename_axis("user_id").reset_index(),
+            "seen": self.data_.ratings[:0] if self.data_.seen is None else self.data_.seen,
         }
         with write_beside(folder, model_files(folder)) as fresh:
             save_tensors(fresh / "weights.safetensors", nn.ModuleList(self.models_).state_dict())
@@ -829,7 +882,7 @@ class CorrectSmoothRecommender(_Newcomers):
             about = {
                 "format": FORMAT, "version": version("correct_smooth"), "name": self.data_.name,
                 "epochs": self.epochs_, "own_graph": self.own_graph_, "trained": self.trained_,
-                "settings": settings,
+                "settings": settings, "standard": _standard(self.data_),
                 "sha256": {o: checksum(fresh / o) for o in MODEL_FILES[1:]},
             }  # fmt: skip
             (fresh / "model.json").write_text(json.dumps(about, indent=1, default=np.generic.item))
@@ -950,14 +1003,38 @@ def _joined(parts: list[CorrectSmoothRecommender], folder: Path) -> CorrectSmoot
         if any(o.shape != own.shape or (o != own).nnz for o in others):
             raise InputError(f"the parts of {folder} are of different models; copy the whole folder again")
     models = [stacked(list(member), order) for member in members]
-    lines = [o.data_.thresholds for o in parts if o.data_.thresholds is not None]
+    lines, seen = ([getattr(o.data_, name) for o in parts] for name in ("thresholds", "seen"))
+    line = pd.concat(lines).sort_index()
     data = replace(
         self.data_,
         ratings=pd.concat([o.data_.ratings for o in parts], ignore_index=True),
-        thresholds=pd.concat(lines).sort_index() if lines else None,
+        thresholds=line,
+        found=None if self.data_.given else line,
+        seen=None if all(o is None for o in seen) else pd.concat(seen, ignore_index=True),
     )
     self.trained_ = sum(o.trained_ for o in parts)
     return self._keep(data, self.features_, self.X_, self.A_, models, users[order])
+
+
+def _standard(data: MovieData) -> dict[str, Any]:
+    "What counts as liked, for JSON."
+    return {
+        "liked": data.liked, "given": data.given, "no_opinion": data.no_opinion,
+        "population": vars(data.population) if data.population else None,
+    }  # fmt: skip
+
+
+def _judged_as_then(data: MovieData, tables: dict[str, pd.DataFrame], told: dict[str, Any]) -> MovieData:
+    "The same data judged as they were when they were saved."
+    check_liked(told["liked"])
+    line = tables["thresholds"].set_index("user_id")["threshold"]
+    line = line if len(line) else None
+    people = Population(**{k: float(v) for k, v in told["population"].items()})
+    no_opinion = None if told["no_opinion"] is None else float(told["no_opinion"])
+    seen = check_ratings(tables["seen"], {}) if len(tables["seen"]) else None
+    found = None if told["given"] else line
+    kept = {"thresholds": line, "found": found, "population": people, "no_opinion": no_opinion, "seen": seen}
+    return replace(data, liked=told["liked"], **kept)
 
 
 def _restored(
@@ -967,15 +1044,13 @@ def _restored(
     settings = about["settings"]
     stages = {o: stage_from_json(kind, settings[o]) for o, kind in STAGES.items()}
     features = features_from_state(settings["features"])
-    plain = {o: settings[o] for o in ("labels", "validation", "ensemble", "seed", "progress")}
+    plain = {o: settings[o] for o in ("labels", "liked", "validation", "ensemble", "seed", "progress")}
     self = cls(features=clone(features), **stages, **plain)
     self._check()
-    tables = {
-        o: pd.read_parquet(folder / f"{o}.parquet") for o in ("movies", "ratings", "users", "thresholds")
-    }
-    data = movie_data(tables["movies"], tables["ratings"], about["name"])
-    thresholds = tables["thresholds"].set_index("user_id")["threshold"]
-    data = replace(data, thresholds=thresholds if len(thresholds) else None)
+    names = ("movies", "ratings", "users", "thresholds", "seen")
+    tables = {o: pd.read_parquet(folder / f"{o}.parquet") for o in names}
+    data = movie_data(tables["movies"], tables["ratings"], about["name"], no_opinion="keep")
+    data = _judged_as_then(data, tables, about["standard"])
     users = pd.Index(tables["users"]["user_id"])
     if not users.is_unique:
         raise InputError(f"{folder} names a user twice")
@@ -1130,6 +1205,8 @@ def report(told: dict[str, Any]) -> str:
             "held-out films are all liked, or none); * marks intervals without 0.",
             *told["reading"],
             _spread_in_words(told["diversity"]),
+            "recommendations.csv holds films that a user has not rated at all, by the model in model/, "
+            "which has learned from the ratings that were not held out.",
         ]
     )
 
@@ -1150,6 +1227,11 @@ RESULT_FILES = (
 )  # fmt: skip
 
 # %% ../nbs/07_recommender.ipynb #c092
+def with_seen(data: MovieData, ratings: pd.DataFrame) -> MovieData:
+    "The same data, with films that are known to have been seen: not learned from, and not recommended."
+    return replace(data, seen=pd.concat([o for o in (data.seen, ratings) if o is not None], ignore_index=True))
+
+
 def examples(
     recommender: CorrectSmoothRecommender,  # fitted
     judged: Evaluation,
@@ -1254,6 +1336,7 @@ def run(
     share: float = 0.2,  # of each user's ratings to hold back and evaluate on
     n: int = 10,  # films to recommend to each user
     tune: bool = False,  # choose graph and refinement on a part of the training ratings first
+    no_opinion: float | str = "find",  # as for `load_data`
 ) -> dict[str, Any]:  # what summary.json holds; on ranks other than 0 nothing
     "Load, split, fit, evaluate, recommend, and write it all down."
     recommender = clone(recommender or CorrectSmoothRecommender()).set_params(seed=seed)
@@ -1269,10 +1352,12 @@ def run(
 
     with stage("load"):
         table = None if edges is None else read_edges(edges)
-        data, before = load_share(source)
+        data, before = load_share(source, no_opinion)
         hidden = holdout(data.ratings, share, seed, before)
-        train_part, test_part = (own_part(o) for o in split(data, hidden, recommender.labels))
+        people = check_opinions(data.ratings[~hidden])
+        train_part, test_part = map(own_part, split(data, hidden, recommender.labels, recommender.liked, people))
         check_judgeable(test_part)
+        train_part = with_seen(train_part, test_part.ratings)
     tuning = None
     if tune:
         with stage("tune"):
@@ -1295,6 +1380,14 @@ def run(
     return told
 
 # %% ../nbs/07_recommender.ipynb #c099
+def number_or_text(text: str) -> float | str:
+    "The number that a flag gives, or the word."
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def parse_settings(
     text: str,  # "model__emb_dim=32 refinement__alpha=0.5"
 ) -> dict[str, Any]:
@@ -1374,12 +1467,15 @@ def cs_run(
     edges: str = "",  # a film graph of yours: .csv, .parquet or .npz with source, target and weight
     share: float = 0.2,  # share of each user's ratings to hold back and evaluate on
     tune: bool = False,  # choose graph and refinement on a part of the training ratings first
+    liked: str = "",  # what counts as liked: a rating, such as 4, or mean: each user's own; default: mean
+    no_opinion: str = "",  # rating that means "seen, not rated", such as -1; keep: none does; default: found
 ) -> None:
     "Learn from ratings, correct, smooth, measure the gain. Example: cs_run --data ml-25m.zip --out results"
     with joined():
         bars = sys.stderr.isatty() and rank() == 0
-        recommender = from_preset(preset, **{**parse_settings(settings), "progress": bars})
-        told = run(data or None, out, seed, recommender, edges or None, share, tune=tune)
+        given = {**parse_settings(settings), "progress": bars} | ({"liked": number_or_text(liked)} if liked else {})
+        recommender, opinion = from_preset(preset, **given), number_or_text(no_opinion or "find")
+        told = run(data or None, out, seed, recommender, edges or None, share, tune=tune, no_opinion=opinion)
         if rank() == 0:
             print(report(told))
             seconds = sum(told["seconds"].values())

@@ -29,7 +29,16 @@ from scipy.stats import norm
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from .data import InputError, Interactions, check_choice, check_number, generator, reading
+from correct_smooth.data import (
+    InputError,
+    Interactions,
+    check_choice,
+    check_number,
+    generator,
+    reading,
+    shrunk_moments,
+    user_moments,
+)
 from .model import ItemUserModel, ModelConfig
 from .ranks import gather, numbering, rank, said_by_first, size, sum_gradients, total
 
@@ -40,16 +49,13 @@ TARGETS = ("margin", "label")
 def margin_targets(
     pairs: Interactions,
     training: Interactions | None = None,  # ratings that give each user's mean and spread; None: the same
-    least_spread: float = 0.3,  # stars; a user who always gives the same rating has no spread of their own
 ) -> np.ndarray:  # (n,) float32 between 0 and 1
-    "How far above a user's mean each rating lies, as a probability."
+    "How far above what is usual for a user each rating lies, as a probability."
     known = pairs if training is None else training
-    n_users = len(known.users)
-    n = np.maximum(np.bincount(known.user, minlength=n_users), 1)
-    mean = np.bincount(known.user, known.rating, n_users) / n
-    squares = np.bincount(known.user, (known.rating - mean[known.user]) ** 2, n_users)
-    spread = np.maximum(np.sqrt(squares / np.maximum(n - 1, 1)), least_spread)
-    return norm.cdf((pairs.rating - mean[pairs.user]) / spread[pairs.user]).astype(np.float32)
+    moments = user_moments(known.user, known.rating.astype(np.float64), len(known.users))
+    mean, spread = shrunk_moments(*moments, known.people)
+    line = mean if known.given is None else known.given
+    return norm.cdf((pairs.rating - line[pairs.user]) / spread[pairs.user]).astype(np.float32)
 
 
 def targets(pairs: Interactions, kind: str, training: Interactions | None = None) -> np.ndarray:
