@@ -1348,20 +1348,23 @@ def add_ratings(
     ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp, of known films
 ) -> MovieData:
     "Newer ratings beside the known ones; raises `InputError` for a film that is not known."
-    new, known = check_ratings(ratings, {}), data.ratings
+    new, known, seen = check_ratings(ratings, {}), data.ratings, data.seen
     for column in ("user_id", "item_id"):
         _same_kind(new[column], known[column], f"{column} of the new ratings,")
     positions(new["item_id"], data.movies.index, "item")
     if "timestamp" in known and "timestamp" not in new:
         new = new.assign(timestamp=known["timestamp"].max())  # later than all before
+    if data.no_opinion is not None:
+        silent = new["rating"] == data.no_opinion
+        seen, new = pd.concat([o for o in (seen, new[silent]) if o is not None]), new[~silent]
     theirs = known["user_id"].isin(new["user_id"])
     renewed = check_ratings(pd.concat([known[theirs], new[list(known.columns)]]), {})
     together = pd.concat([known[~theirs], renewed], ignore_index=True)
     if data.thresholds is None or data.given:
-        return replace(data, ratings=together)
+        return replace(data, ratings=together, seen=seen)
     own = user_thresholds(renewed, data.liked, data.population)
     found = pd.concat([data.thresholds.drop(own.index, errors="ignore"), own])
-    return replace(data, ratings=together, thresholds=found, found=found)
+    return replace(data, ratings=together, seen=seen, thresholds=found, found=found)
 
 # %% ../nbs/00_data.ipynb #c102
 def add_movies(

@@ -25,7 +25,7 @@ from correct_smooth.data import holdout, index_ratings, split
 from correct_smooth.features import MovieFeatures
 from correct_smooth.graph import GraphConfig, cosine_knn, film_graph, normalise
 from correct_smooth.model import ModelConfig
-from correct_smooth.ranks import joined, load_share, own_part, rank
+from correct_smooth.ranks import everybodys_population, joined, load_share, own_part, rank
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.train import TrainConfig, train
 
@@ -126,11 +126,16 @@ def well(found):
 # --- training
 
 
+def split_by(data, hidden, labels="train"):
+    "As `split`, with the population of all ranks."
+    return split(data, hidden, labels, people=everybodys_population(data.ratings[~hidden]))
+
+
 def made(folder, watched=True):
     "Features, ratings to learn from and to stop by, graph: of this rank."
     data, before = load_share(folder)
     X = MovieFeatures().fit_transform(data.movies)
-    learn, stop_by = (own_part(o) for o in split(data, holdout(data.ratings, 0.2, 1, before)))
+    learn, stop_by = map(own_part, split_by(data, holdout(data.ratings, 0.2, 1, before)))
     if not watched:
         learn, stop_by = own_part(data), None
     pairs = index_ratings(learn)
@@ -269,7 +274,7 @@ def run_on(folder, out, tune=False, settings=None):
 def parts_of(folder, labels):
     "This rank's training and held-out ratings, as `run` splits them."
     data, before = load_share(folder)
-    both = (own_part(o) for o in split(data, holdout(data.ratings, 0.2, 5, before), labels))
+    both = map(own_part, split_by(data, holdout(data.ratings, 0.2, 5, before), labels))
     found = {"before": np.array(before)}
     for name, o in zip(("train", "test"), both, strict=True):
         for column in ("user_id", "item_id", "rating"):

@@ -128,7 +128,9 @@ def coratings(pairs, shrinkage):
     for u, own in enumerate(R):
         has = ~np.isnan(own)
         centred[u, has] = own[has] - own[has].mean() if has.any() else 0
-    size = np.sqrt((centred**2).sum(0) + shrinkage)
+    freedom = max(sum(max((~np.isnan(own)).sum() - 1, 0) for own in R), 1)
+    spread = np.sqrt((centred**2).sum() / freedom) or 1
+    size = np.sqrt((centred**2).sum(0) + shrinkage * spread**2)
     C = centred.T @ centred / np.where(np.outer(size, size) > 0, np.outer(size, size), 1)
     np.fill_diagonal(C, 0)
     return C

@@ -109,10 +109,12 @@ def test_labels_are_as_if_they_had_always_been_there(world, target, thresholds):
     from dataclasses import replace
 
     from correct_smooth.correct_smooth import label_matrix
-    from correct_smooth.data import user_means
+    from correct_smooth.data import with_standard
     from correct_smooth.train import targets
 
-    data = replace(world, thresholds=user_means(world.ratings)) if thresholds else world
+    data = with_standard(world, world.ratings, world.ratings)
+    if thresholds:
+        data = replace(data, thresholds=data.thresholds - 0.5)  # somebody's own, which stay
     quick = {**QUICK, "training": TrainConfig(epochs=1, target=target)}
     r = CorrectSmoothRecommender(**quick, ensemble=1).fit(data)
     rng = np.random.default_rng(0)
