@@ -27,9 +27,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .data import InputError, _read_csv, as_numbers, check_ratings, check_target, reading
+from correct_smooth.data import (
+    InputError,
+    _read_csv,
+    as_numbers,
+    check_parquet,
+    check_ratings,
+    check_target,
+    reading,
+)
 from .ranks import partition
-from .recommender import CorrectSmoothRecommender, command, model_files
+from .recommender import CorrectSmoothRecommender, command
 from .titles import find_movies, movie_id
 
 # %% ../nbs/07a_commands.ipynb #c007
@@ -310,6 +318,7 @@ def rating_rows(
     with reading(path):
         raw = Path(path).expanduser().read_bytes()
         if raw[:4] == b"PAR1":
+            check_parquet(io.BytesIO(raw), path)
             given, first = pd.read_parquet(io.BytesIO(raw)), 1
             given = given.reset_index(drop=given.index.names == [None])  # a named index is a column
         else:
@@ -473,7 +482,7 @@ def cs_fold_in(
     "Take in ratings without training. Example: cs_fold_in --model cs_results/model --ratings my.csv"
     needed(model=model, ratings=ratings)
     if out:
-        check_target(out, model_files(out))
+        check_target(out, "model")
     recommender = open_model(model)
     given, notes = ratings_for(recommender, ratings)
     known = recommender.users_

@@ -25,8 +25,10 @@ from correct_smooth.data import (
     InputError,
     Interactions,
     as_numbers,
+    check_arrays,
     check_choice,
     check_number,
+    check_parquet,
     reading,
     user_moments,
 )
@@ -164,11 +166,13 @@ def edge_graph(
 
 # %% ../nbs/02_graph.ipynb #c018
 def _npz_columns(path: Path) -> pd.DataFrame:
+    check_arrays(path)
     with np.load(path, allow_pickle=False) as arrays:
         return pd.DataFrame({o: arrays[o] for o in arrays.files})
 
 
 def _parquet_columns(path: Path) -> pd.DataFrame:
+    check_parquet(path)
     table = pq.read_table(path)
     table.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
     return table.to_pandas()

@@ -43,7 +43,9 @@ from correct_smooth.data import (
     TABLES,
     USER_HASH,
     check_movies,
+    check_parquet,
     check_ratings,
+    check_target,
     load_data,
     movie_data,
     population,
@@ -145,6 +147,8 @@ def _rating_blocks(
         return data.movies, iter([data.ratings]), len(data.ratings), dict(data.dropped)
     dropped: dict[str, int] = {}
     with reading(folder):
+        check_parquet(folder / "movies.parquet")
+        check_parquet(folder / "ratings.parquet", whole=False)
         movies = check_movies(pd.read_parquet(folder / "movies.parquet"), dropped)
         file = pq.ParquetFile(folder / "ratings.parquet")
         return movies, _checked_blocks(file, dropped), file.metadata.num_rows, dropped
@@ -205,11 +209,12 @@ def partition(
     progress: bool = True,  # show a bar
 ) -> dict[str, Any]:  # users, items, ratings, and what was dropped
     "Write films and ratings so that each rank can read its own users' rows; a tables folder like any other."
+    check_target(folder, "tables")
     movies, blocks, n, dropped = _rating_blocks(source)
     n_users = n_ratings = 0
     quiet = {} if progress else {"disable": True}
     with (
-        write_beside(folder, TABLES) as fresh,
+        write_beside(folder, "tables") as fresh,
         tqdm(desc="partition", unit="rating", unit_scale=0.5, total=2 * n, leave=False, **quiet) as bar,
     ):
         movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
@@ -219,7 +224,9 @@ def partition(
             paths = _into_buckets(_counted(blocks, bar), max(1, -(-n // BUCKET)), buckets)
         with write_rows(fresh / "ratings.parquet", GROUP) as write:
             for path in paths:
-                found = movie_data(movies, pd.read_parquet(path), no_opinion="keep")  # a reader sees all of them
+                found = movie_data(
+                    movies, pd.read_parquet(path), no_opinion="keep"
+                )  # a reader sees all of them
                 path.unlink()
                 for reason, count in found.dropped.items():
                     dropped[reason] = dropped.get(reason, 0) + count
@@ -254,6 +261,8 @@ def read_own(
     folder = Path(folder).expanduser()
     low, high = (-(-o * 2**32 // ranks) for o in (at, at + 1))
     with reading(folder):
+        check_parquet(folder / "movies.parquet")
+        check_parquet(folder / "ratings.parquet", whole=False)
         movies = pd.read_parquet(folder / "movies.parquet")
         rows = ds.dataset(folder / "ratings.parquet")
         column = ds.field(USER_HASH)

@@ -11,7 +11,6 @@ __all__ = ['TARGETS', 'SCHEDULES', 'SEAL', 'WORTH_SHARING', 'CHECKPOINT_SECONDS'
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ from correct_smooth.data import (
     reading,
     shrunk_moments,
     user_moments,
+    replacing,
 )
 from .model import ItemUserModel, ModelConfig
 from .ranks import gather, numbering, rank, said_by_first, size, sum_gradients, total
@@ -224,21 +224,16 @@ def save_tensors(
 ) -> None:
     "Write tensors into a file, whole or not at all; raises `OSError` where they cannot be written."
     path = Path(path).expanduser().resolve()
-    part = path.with_name(f".{path.name}.part")  # a folder: safetensors may write under names of its own
     tensors = {name: o.detach().cpu().contiguous() for name, o in tensors.items()}
     sealed = {**(metadata or {}), SEAL: _seal(tensors, metadata or {})}
-    shutil.rmtree(part, ignore_errors=True)  # of somebody who was killed
     try:
-        part.mkdir()
-        save_file(tensors, part / path.name, sealed)
-        (part / path.name).chmod(0o644)
-        with (part / path.name).open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(part / path.name, path)
+        with replacing(path) as part:
+            save_file(tensors, part, sealed)
+            part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
+            with part.open("r+b") as file:
+                os.fsync(file.fileno())
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/04_train.ipynb #c028
 def load_tensors(
@@ -368,9 +363,8 @@ class _Checkpoint:
             save_tensors(self.one.with_name(names[rank()]), tensors | {"place": self.place}, about)
             total(0)  # from here on every rank's file is there
             if rank() == 0:
-                part = self.list.with_suffix(".part")
-                part.write_text(json.dumps({"epoch": epoch, "files": names}))
-                part.replace(self.list)
+                with replacing(self.list.resolve()) as part:
+                    part.write_text(json.dumps({"epoch": epoch, "files": names}))
                 self.one.unlink(missing_ok=True)
         if rank() == 0:
             self._forget_all_but(self._files())

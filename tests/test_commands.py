@@ -252,7 +252,7 @@ def test_everything_rated(cs, models, tmp_path):
         ("cs_fold_in --model numbered", "--ratings is missing"),
         ("cs_fold_in --model numbered --ratings nowhere.csv", "there is no file nowhere.csv"),
         ("cs_fold_in --model numbered --ratings .", "cannot be read"),
-        ("cs_fold_in --model numbered --ratings nowhere.csv --out .", "holds something else"),
+        ("cs_fold_in --model numbered --ratings nowhere.csv --out .", "is the current folder, or above it"),
         ("cs_fold_in --model numbered --ratings numbered/users.parquet", "needs the columns rating"),
     ],
 )

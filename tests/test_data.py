@@ -21,6 +21,7 @@ from numpy.testing import assert_array_equal
 
 from correct_smooth import data as module
 from correct_smooth.data import (
+    MARKER,
     InputError,
     as_numbers,
     by_time,
@@ -38,6 +39,7 @@ from correct_smooth.data import (
     split,
     synthetic_data,
     write_beside,
+    write_marker,
     write_synthetic,
     write_tables,
 )
@@ -267,7 +269,9 @@ def test_labels_say_at_or_above_the_mean(table):
     "A rating is liked if it is at or above its user's standard; ids come back by position."
     pairs = index_ratings(with_films(table))
     line = table["user_id"].map(standards(table))
-    assert_array_equal(pairs.y, table["rating"] > line - 1e-6)  # ratings differ by more than that from any mean
+    assert_array_equal(
+        pairs.y, table["rating"] > line - 1e-6
+    )  # ratings differ by more than that from any mean
     assert_array_equal(pairs.users[pairs.user], table["user_id"])
     assert_array_equal(pairs.items[pairs.item], table["item_id"])
     assert list(pairs.users) == sorted(set(table["user_id"]))
@@ -885,20 +889,19 @@ def test_worlds_have_long_tails():
 
 # writing cut short
 
-NAMES = ("done", "more")  # what a result may hold
-
 
 def earlier(folder):
     "A result that is there already."
     folder.mkdir()
     (folder / "done").write_text("1")
     (folder / "more").write_text("earlier")
+    write_marker(folder, "tables")
     return {"done": "1", "more": "earlier"}
 
 
 def inside(folder):
-    "What a folder holds."
-    return {o.name: o.read_text() for o in folder.iterdir()}
+    "What a folder holds besides its list."
+    return {o.name: o.read_text() for o in folder.iterdir() if o.name != MARKER}
 
 
 def test_a_killed_writer_leaves_the_earlier_folder_whole(tmp_path):
@@ -907,7 +910,7 @@ def test_a_killed_writer_leaves_the_earlier_folder_whole(tmp_path):
     code = """
 import os, signal, sys
 from correct_smooth.data import write_beside
-with write_beside(sys.argv[1], ("done", "more")) as fresh:
+with write_beside(sys.argv[1], "tables") as fresh:
     (fresh / "done").write_text("2")
     print("half way", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -917,7 +920,7 @@ with write_beside(sys.argv[1], ("done", "more")) as fresh:
     done = subprocess.run(command, capture_output=True, text=True, env=one)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "half way\n"), done.stderr
     assert inside(tmp_path / "out") == before
-    with write_beside(tmp_path / "out", NAMES) as fresh:
+    with write_beside(tmp_path / "out", "tables") as fresh:
         (fresh / "done").write_text("3")
     assert inside(tmp_path / "out") == {"done": "3"}
     assert [o.name for o in tmp_path.iterdir()] == ["out"]  # what it left behind is gone
@@ -927,7 +930,7 @@ with write_beside(sys.argv[1], ("done", "more")) as fresh:
 def test_a_failed_writer_leaves_the_earlier_folder_whole(tmp_path, error):
     "An error half way leaves the earlier result and nothing else."
     before = earlier(tmp_path / "out")
-    with pytest.raises(error), write_beside(tmp_path / "out", NAMES) as fresh:
+    with pytest.raises(error), write_beside(tmp_path / "out", "tables") as fresh:
         (fresh / "done").write_text("2")
         raise error
     assert inside(tmp_path / "out") == before
@@ -945,7 +948,7 @@ def test_a_rename_that_fails_leaves_the_earlier_folder_whole(tmp_path, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fresh_fails)
-    with pytest.raises(OSError), write_beside(tmp_path / "out", NAMES) as fresh:
+    with pytest.raises(OSError), write_beside(tmp_path / "out", "tables") as fresh:
         (fresh / "done").write_text("2")
     assert (tmp_path / "out").is_dir() and inside(tmp_path / "out") == before
 
@@ -956,11 +959,11 @@ def test_folders_of_other_things_are_not_replaced(tmp_path):
     (tmp_path / "thesis" / "chapter").write_text("years")
     (tmp_path / "file").write_text("mine")
     for name in ("thesis", "file"):
-        with pytest.raises(InputError, match=name), write_beside(tmp_path / name, NAMES):
+        with pytest.raises(InputError, match=name), write_beside(tmp_path / name, "tables"):
             pass
     assert inside(tmp_path / "thesis") == {"chapter": "years"}
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    with write_beside(tmp_path / "empty", NAMES) as fresh:
+    with write_beside(tmp_path / "empty", "tables") as fresh:
         (fresh / "done").write_text("1")
     assert inside(tmp_path / "empty") == {"done": "1"}

@@ -29,6 +29,7 @@ from scipy import sparse
 from sklearn.base import clone
 
 from correct_smooth.data import (
+    MARKER,
     InputError,
     add_movies,
     add_ratings,
@@ -36,6 +37,7 @@ from correct_smooth.data import (
     load_data,
     movie_data,
     synthetic_data,
+    write_marker,
     write_tables,
 )
 from correct_smooth.features import MovieFeatures
@@ -706,15 +708,15 @@ def use_model(folder):
     return model
 
 
+def with_sums(files):
+    "The files of a model, and a list of them with the sums they have."
+    sums = {o: hashlib.sha256(files[o]).hexdigest() for o in MODEL_FILES}
+    return {**files, MARKER: json.dumps({"kind": "model", "files": [*sums], "sha256": sums}).encode()}
+
+
 def load_mutated(files, corrected):
-    "Load a model of these files, their sums in model.json put right or not; nothing in the folder changes."
-    if corrected:
-        try:
-            about = json.loads(files["model.json"])
-            about["sha256"] |= {o: hashlib.sha256(files[o]).hexdigest() for o in MODEL_FILES[1:]}
-            files = {**files, "model.json": json.dumps(about).encode()}
-        except (ValueError, TypeError, KeyError, RecursionError):
-            pass
+    "Load a model of these files, with sums put right or not; nothing in the folder changes."
+    files = with_sums(files) if corrected else files
     with sandbox() as folder:
         write(folder, files)
         before = listing(folder)
@@ -728,7 +730,7 @@ def load_mutated(files, corrected):
 def test_damaged_models(saved, corrected, drawn):
     "Bytes of one or two files, also by somebody who knows how to put the sums right."
     files = dict(saved[drawn.draw(st.sampled_from(["plain", "every", "text"]))])
-    for name in drawn.draw(st.sets(st.sampled_from(MODEL_FILES), min_size=1, max_size=2)):
+    for name in drawn.draw(st.sets(st.sampled_from([*MODEL_FILES, MARKER]), min_size=1, max_size=2)):
         files[name] = drawn.draw(damaged(files[name]))
     load_mutated(files, corrected)
 
@@ -899,7 +901,7 @@ def test_misplaced_files_of_models(saved, drawn):
     "Files that are missing, folders, pipes, links to a device without an end."
     with sandbox() as folder:
         write(folder, saved["plain"])
-        for name in drawn.draw(st.sets(st.sampled_from(MODEL_FILES), min_size=1, max_size=2)):
+        for name in drawn.draw(st.sets(st.sampled_from([*MODEL_FILES, MARKER]), min_size=1, max_size=2)):
             misplace(folder / name, drawn.draw(st.sampled_from(PLACES)))
         survives(use_model, folder)
 
@@ -910,7 +912,7 @@ def test_large_models_are_not_made_room_for(saved):
     for sizes in ({"emb_dim": 65536, "hidden_dim": 65536}, {"head": "mlp", "head_dim": 65536}):
         about["settings"]["model"] |= sizes
         with sandbox() as folder:
-            write(folder, {**saved["plain"], "model.json": json.dumps(about).encode()})
+            write(folder, with_sums({**saved["plain"], "model.json": json.dumps(about).encode()}))
             with guarded(), pytest.raises(InputError):
                 CorrectSmoothRecommender.load(folder)
 
@@ -975,6 +977,7 @@ def stage(tmp_path_factory):
     edges.to_csv(root / "edges.csv", index=False)
     (root / "out").mkdir()
     (root / "out" / "summary.json").write_text("{}")
+    write_marker(root / "out", "results")
     (root / "mine.txt").write_text("years of work")
     return root
 
@@ -1103,9 +1106,7 @@ def users_twice(whole):
 )
 def test_forged_models_found_before(saved, changes, why, tmp_path):
     files = forged(saved["plain"], **changes)
-    about = json.loads(files["model.json"])
-    about["sha256"] |= {o: hashlib.sha256(files[o]).hexdigest() for o in MODEL_FILES[1:]}
-    write(tmp_path, {**files, "model.json": json.dumps(about).encode()})
+    write(tmp_path, with_sums(files))
     with pytest.raises(InputError, match=why):
         CorrectSmoothRecommender.load(tmp_path)
 

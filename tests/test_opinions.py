@@ -97,7 +97,9 @@ def test_thumbs_are_a_scale_like_any_other(world):
 @pytest.mark.parametrize("near", [False, True])
 def test_a_fan_and_a_hater_get_different_lists(world, target, near):
     "Six fives are not six ones, nor are they with one of them half a star off."
-    model = CorrectSmoothRecommender(**{**QUICK, "training": TrainConfig(epochs=30, target=target)}).fit(world)
+    model = CorrectSmoothRecommender(**{**QUICK, "training": TrainConfig(epochs=30, target=target)}).fit(
+        world
+    )
     stars = {"fan": [5.0] * 6, "hater": [1.0] * 6}
     if near and target == "label":
         pytest.skip("labels follow the plain mean wherever ratings differ")
@@ -194,7 +196,11 @@ def test_a_newcomer_may_have_no_opinion_too(world):
     assert grown.ratings["rating"].min() > 0
     r.fold_in(mine)
     assert not set(r.recommend([1_000], n=80)["item_id"]) & {1, 2, 3, 4}
-    alone = CorrectSmoothRecommender(**QUICK).fit(movie_data(world.movies, rows)).fold_in(mine[mine["rating"] > 0])
+    alone = (
+        CorrectSmoothRecommender(**QUICK)
+        .fit(movie_data(world.movies, rows))
+        .fold_in(mine[mine["rating"] > 0])
+    )
     assert_array_equal(r.predict([1_000], [9])["refined"], alone.predict([1_000], [9])["refined"])
 
 
