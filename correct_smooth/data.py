@@ -6,13 +6,14 @@
 __all__ = ['UNREADABLE', 'LARGE', 'PLAUSIBLE', 'TEXTS', 'LISTS', 'NUMBERS', 'MARKER', 'TABLES', 'USER_HASH', 'GROUPLENS',
            'MOVIELENS_MD5', 'LABEL_RULES', 'InputError', 'check_number', 'check_choice', 'check_liked', 'generator',
            'reading', 'machine_memory', 'check_size', 'check_parquet', 'check_arrays', 'Population', 'MovieData',
-           'as_text', 'as_names', 'as_numbers', 'check_movies', 'check_ratings', 'sentinel', 'without_opinion',
-           'movie_data', 'demo_data', 'read_movies_dataset', 'read_movielens', 'checksum', 'write_marker',
-           'read_marker', 'check_target', 'settle', 'workspace', 'write_beside', 'replacing', 'write_rows',
-           'read_tables', 'write_tables', 'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens',
-           'fetch_movies_dataset', 'holdout', 'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_moments',
-           'shrunk_moments', 'rating_sums', 'rating_step', 'population', 'is_liked', 'user_thresholds', 'with_standard',
-           'split', 'Interactions', 'positions', 'index_ratings', 'add_ratings', 'add_movies']
+           'whole_number', 'as_ids', 'same_ids', 'id_like', 'find_ids', 'as_text', 'literal', 'as_names', 'list_mark',
+           'as_numbers', 'check_movies', 'check_ratings', 'sentinel', 'without_opinion', 'movie_data', 'demo_data',
+           'refuse_page', 'read_movies_dataset', 'read_movielens', 'checksum', 'write_marker', 'read_marker',
+           'check_target', 'settle', 'workspace', 'write_beside', 'replacing', 'write_rows', 'read_tables',
+           'write_tables', 'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset',
+           'holdout', 'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_moments', 'shrunk_moments',
+           'rating_sums', 'rating_step', 'population', 'is_liked', 'user_thresholds', 'with_standard', 'split',
+           'Interactions', 'positions', 'index_ratings', 'ids_like', 'add_ratings', 'add_movies']
 
 # %% ../nbs/00_data.ipynb #c002
 import ast
@@ -26,15 +27,16 @@ import os
 import re
 import shutil
 import stat
+import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -115,7 +117,8 @@ def reading(
         raise InputError(f"{where} does not fit into memory; use a part of it") from error
     except UNREADABLE as error:
         what = (str(error) or type(error).__name__).splitlines()[0][:200]
-        hint = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
+        other = "it is in another encoding, such as Windows-1252 or UTF-16; save it as UTF-8"
+        hint = f"; {other}" if isinstance(error, UnicodeError) else ""
         raise InputError(f"{where} cannot be read: {what}{hint}") from error
 
 # %% ../nbs/00_data.ipynb #h1b
@@ -259,7 +262,130 @@ class MovieData:
             "dropped": dict(self.dropped),
         }
 
-# %% ../nbs/00_data.ipynb #c016
+# %% ../nbs/00_data.ipynb #h2b
+_WHOLE = re.compile(r"\s*(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?\s*", re.ASCII)
+_PADDED = r"\s*-?0[0-9]+(?:\.0*)?\s*"  # no number, though made of digits
+
+
+def whole_number(text: Any) -> int | None:
+    "The whole number that a text stands for; None where it stands for none."
+    found = _WHOLE.fullmatch(text) if isinstance(text, str) else None
+    return int(found[1]) if found else None
+
+
+def _first(cells: pd.Series) -> str:
+    "The first of these cells that holds something, as it may stand in a message."
+    given = cells.dropna().head(1).tolist()
+    return repr(given[0])[:60] if given else "an empty cell"
+
+
+def _each(column: pd.Series, change: Callable[[Any], Any], kind: str | None = None) -> pd.Series:
+    "The column with every distinct value changed, once; what is missing stays missing."
+    codes, values = pd.factorize(column)
+    changed = pd.Series([*map(change, values), None], dtype=kind)
+    return changed.take(codes).set_axis(column.index).rename(column.name)  # -1, missing, is the last
+
+
+def _is_whole(ids: pd.Series | pd.Index) -> bool:
+    return pd.api.types.is_integer_dtype(ids.dtype)
+
+
+def _as_whole(ids: pd.Series) -> pd.Series:
+    "Ids as whole numbers; missing where they stand for none."
+    return ids if _is_whole(ids) else _each(ids, whole_number, "Int64")
+
+
+def _as_text_ids(ids: pd.Series) -> pd.Series:
+    return _each(ids, str) if _is_whole(ids) else ids
+
+# %% ../nbs/00_data.ipynb #h2d
+def as_ids(
+    column: pd.Series,
+    what: str,  # for the message, such as `item_id of movies`
+) -> pd.Series:  # int64, Int64 where some are missing, or text
+    "Ids as all whole numbers or all text; anything else raises `InputError`."
+    if isinstance(column.dtype, pd.SparseDtype):  # cannot be written
+        column = pd.Series(np.asarray(column), column.index, name=column.name)
+    if column.dtype == np.int64:
+        return column
+    column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    with reading(what):
+        if kind == "string":
+            pa.array(column, pa.string(), from_pandas=True)  # is it UTF-8?
+        if kind in ("string", "empty"):
+            return column
+        if not _whole_numbers(column.dropna(), kind):
+            raise InputError(f"{what} must be all whole numbers (of 64 bits) or all text, these are {kind}")
+        if column.dtype == object:
+            whole = pd.array([None if pd.isna(o) else int(o) for o in column], dtype="Int64")
+            column = pd.Series(whole, column.index, name=column.name)
+        return column.astype("Int64" if column.isna().any() else np.int64)
+
+
+def _whole_numbers(given: pd.Series, kind: str) -> bool:
+    "Whether these are whole numbers that 64 bits, and the type they come in, hold exactly."
+    if kind == "integer":
+        return bool(given.between(-(2**63), 2**63 - 1).all())
+    exact = {"float16": 2**11, "float32": 2**24}.get(str(given.dtype).lower(), 2**53)
+    real = kind in ("floating", "mixed-integer-float", "decimal")
+    return bool(real and (given % 1 == 0).all() and (abs(given) < exact).all())
+
+
+def same_ids(
+    columns: dict[str, pd.Series],  # ids of one kind of thing, by what they are, for messages
+    untyped: Collection[str] = (),  # those out of files in which everything is text
+) -> dict[str, pd.Series]:  # the same, all of them whole numbers or all text
+    "Ids that belong together, of one kind."
+    ids = {o: as_ids(column, o) for o, column in columns.items()}
+    text = [o for o, column in ids.items() if not _is_whole(column)]
+    meant = len(text) == len(ids) and any(o not in untyped for o in text)  # nowhere a number
+    whole = {o: _as_whole(ids[o]) for o in text if o in untyped or not meant}
+    if all((whole[o].notna() == ids[o].notna()).all() for o in whole):
+        ids |= whole  # also beside what is meant as text: there, too, 7.0 is 7
+        return {o: _as_text_ids(column) for o, column in ids.items()} if meant else ids
+    return {o: _as_text_ids(column) for o, column in ids.items()}
+
+# %% ../nbs/00_data.ipynb #h2g
+def id_like(
+    value: Any,  # as asked for: a number, or text
+    known: pd.Index,
+) -> int | str | None:
+    "An id of the kind of those known, whole number or text; None where it cannot be one."
+    if isinstance(value, (float, np.floating)) and value % 1 == 0:
+        value = int(value)
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and abs(value) < 2**63
+    if _is_whole(known):
+        return int(value) if whole else whole_number(value)
+    return str(value) if whole or isinstance(value, str) else None
+
+
+def find_ids(
+    ids: Any,  # (n,) as asked for
+    known: pd.Index,
+) -> np.ndarray:  # (n,) position of each, -1 for one that is unknown
+    "Look ids up, whichever of the two kinds they are written as."
+    asked = pd.Index(ids, tupleize_cols=False)
+    if asked.dtype.kind == "u" and len(asked) and asked.max() < 2**63:
+        asked = asked.astype(np.int64)
+    at = known.get_indexer(asked)
+    if (at < 0).any() and len(known):
+        codes, values = pd.factorize(asked[at < 0])
+        alike = [id_like(o, known) for o in values]
+        found = known.get_indexer(pd.Index([known[0] if o is None else o for o in alike], dtype=known.dtype))
+        found[[o is None for o in alike]] = -1
+        at[at < 0] = np.append(found, -1)[codes]
+    return at
+
+# %% ../nbs/00_data.ipynb #h2k
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_WRAPPED = re.compile(  # array(['a', 'b'], dtype=object), frozenset({'a'}), Index(['a'])
+    r"(?:\w+\.)?(?:array|Index|list|tuple|set|frozenset)\((|[\[({].*[\])}])(?:,\s*dtype=[^()]*)?\)", re.DOTALL
+)
+_NUMPY_TEXT = re.compile(rf"(?:np|numpy)\.str_\(({_QUOTED.pattern})\)", re.DOTALL)
+_PRINTED = re.compile(r"\[\s*(?:(?:\0|None|nan)(?:\s+(?:\0|None|nan))*)?\s*\]")
+
+
 def _absent(value: Any) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
@@ -269,23 +395,59 @@ def as_text(value: Any) -> str:
     return str(value).encode("utf-8", "replace").decode()
 
 
-def as_names(value: Any) -> tuple[str, ...] | None:
-    "A list-like cell as names: lists, arrays, `a|b` or `['a', 'b']` as text; None if it is none of these."
-    if isinstance(value, str) and value[:1] in ("[", "(") and value[-1:] in ("]", ")"):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            return None
+def literal(text: str) -> Any:
+    "What a literal stands for, data and never code; `ValueError` for all else, and for texts run together."
+    if re.search(r"\0\s*\0", _QUOTED.sub("\0", text.replace("\0", " "))):
+        raise ValueError("texts without a comma between them")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about a backslash too many
+            return ast.literal_eval(text.strip())
+    except (SyntaxError, MemoryError, RecursionError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _printed_list(text: str) -> Any:
+    "A list as Python or NumPy prints it."
+    wrapped = _WRAPPED.fullmatch(text)
+    text = _NUMPY_TEXT.sub(r"\1", wrapped[1] or "[]" if wrapped else text)
+    if _PRINTED.fullmatch(_QUOTED.sub("\0", text.replace("\0", " "))):
+        return [literal(o) for o in _QUOTED.findall(text)]
+    return literal(text)
+
+
+def as_names(
+    value: Any,
+    mark: str = "|",  # between names in plain text
+) -> tuple[str, ...] | None:
+    "A cell as names: lists, arrays, `a|b`, or a list as it is printed; None if it is none of these."
     if isinstance(value, str):
-        return tuple(o.strip() for o in value.split("|") if o.strip())
+        text = value.strip()
+        if text[:1] + text[-1:] in ("[]", "()", "{}") or _WRAPPED.fullmatch(text):
+            try:
+                value = _printed_list(text)
+            except ValueError:
+                return None
+    if isinstance(value, str):
+        return tuple(o.strip() for o in value.split(mark) if o.strip())
     if isinstance(value, np.ndarray) and value.ndim != 1:
         return None
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index)):
         names = [o for o in value if not _absent(o)]
-        return tuple(names) if all(isinstance(o, str) for o in names) else None
+        if not all(isinstance(o, str) for o in names):
+            return None
+        return tuple(sorted(names) if isinstance(value, (set, frozenset)) else names)
     return () if _absent(value) else None
 
 
+def list_mark(
+    column: pd.Series,
+) -> tuple[str, int]:  # and in how many cells it stands
+    "What is between the names in the plain text of a column: `|`, or else `;`, or else `,`."
+    plain = [o for o in column if isinstance(o, str) and o.strip()[:1] not in ("[", "(", "{")]
+    counts = {mark: sum(mark in o for o in plain) for mark in "|;,"}
+    return next(((mark, n) for mark, n in counts.items() if n), ("|", 0))
+
+# %% ../nbs/00_data.ipynb #c016
 def _number(value: Any) -> float:
     try:
         return float(value)
@@ -313,28 +475,6 @@ def _whole_within(column: pd.Series, low: int, high: int) -> bool:
     return bool(column.dtype == np.int64 and column.between(low, high).all())
 
 
-def _as_ids(column: pd.Series, what: str) -> pd.Series:
-    "Ids as all whole numbers or all text; anything else raises `InputError`."
-    if isinstance(column.dtype, pd.SparseDtype):
-        column = pd.Series(
-            np.asarray(column), column.index, name=column.name
-        )  # sparse ones cannot be written
-    if column.dtype == np.int64:
-        return column
-    column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
-    kind = pd.api.types.infer_dtype(column, skipna=True)
-    if kind == "floating" and (column.dropna() % 1 == 0).all() and (column.dropna().abs() < 2**53).all():
-        return column.astype("Int64")
-    if kind == "string":
-        with reading(what):
-            pa.array(column, pa.string(), from_pandas=True)  # is it UTF-8?
-    if kind in ("string", "empty") or (
-        kind == "integer" and column.dropna().between(-(2**63), 2**63 - 1).all()
-    ):
-        return column
-    raise InputError(f"{what} must be all whole numbers (of 64 bits) or all text, these are {kind}")
-
-
 def _checked_frame(frame: Any, what: str) -> pd.DataFrame:
     "A DataFrame whose columns can be told apart."
     if not isinstance(frame, pd.DataFrame):
@@ -352,7 +492,7 @@ def check_movies(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
         movies = movies.reset_index()
     if "item_id" not in movies.columns:
         raise InputError(f"movies need a column item_id, found: {', '.join(map(str, movies.columns))}")
-    ids = _as_ids(movies["item_id"], "item_id of movies")
+    ids = as_ids(movies["item_id"], "item_id of movies")
     again = ids.duplicated() & ids.notna()
     dropped["movies without an id"] = int(ids.isna().sum())
     dropped["movies with an id seen before"] = int(again.sum())
@@ -370,11 +510,14 @@ def _clean_columns(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
     for o in movies.columns:
         given = movies[o]
         if o in LISTS:
-            lists = [as_names(v) for v in given]
+            mark, split = list_mark(given)
+            lists = [as_names(v, mark) for v in given]
             movies[o] = pd.Series(
                 [tuple(map(as_text, v or ())) for v in lists], index=movies.index, dtype=object
             )
             dropped[f"cells of {o} that are no list of names"] = sum(v is None for v in lists)
+            if mark != "|":
+                dropped[f"cells of {o} read as lists with {mark!r} between the names"] = split
         elif o in TEXTS:
             movies[o] = given.astype(object).where(given.notna(), "").map(as_text)
         elif o in NUMBERS:
@@ -389,12 +532,16 @@ def _clean_columns(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
 
 # %% ../nbs/00_data.ipynb #c020
 def _as_seconds(column: pd.Series) -> pd.Series:
-    "Timestamps as whole seconds, dates converted; what is neither becomes missing."
+    "Seconds since 1970, from numbers, dates, or dates as text (ISO 8601); what is none becomes missing."
     if _whole_within(column, 1 - 10**15, 10**15 - 1):
         return column
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        return as_numbers(column)
-    return (column - pd.Timestamp(0, tz=column.dt.tz)) // pd.Timedelta(seconds=1)
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return (column - pd.Timestamp(0, tz=column.dt.tz)) // pd.Timedelta(seconds=1)
+    column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
+    seconds = as_numbers(column)
+    text = column[seconds.isna() & column.notna()].map(str)
+    when = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
+    return seconds.fillna((when - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1))
 
 
 def check_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
@@ -409,10 +556,13 @@ def check_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
     columns = [o for o in ("user_id", "item_id", "rating", "timestamp") if o in ratings.columns]
     for o in ratings.columns.difference(columns):
         dropped[f"rating column {o!r}, not one of those known"] = 1
-    found = {o: _as_ids(ratings[o], f"{o} of ratings") for o in columns[:2]}
+    found = {o: as_ids(ratings[o], f"{o} of ratings") for o in columns[:2]}
     found["rating"] = as_numbers(ratings["rating"])
     if "timestamp" in columns:
         found["timestamp"] = _as_seconds(ratings["timestamp"])
+        if (unread := found["timestamp"].isna()).any():
+            columns.remove("timestamp")
+            _leave_out_times(ratings["timestamp"][unread], len(ratings), found, dropped)
     out = pd.concat(found, axis=1)  # unlike DataFrame(found), takes columns that need no change as they are
     for o in columns:
         bad = out[o].isna()
@@ -424,6 +574,16 @@ def check_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
             )
     kinds = {o: np.int64 for o in columns if o == "timestamp" or out[o].dtype == "Int64"}
     return _latest(out.astype({**kinds, "rating": np.float32}), dropped)
+
+
+def _leave_out_times(
+    unread: pd.Series, n_ratings: int, found: dict[str, pd.Series], dropped: dict[str, int]
+) -> None:
+    "Do without timestamps where some cannot be read; of an empty column there is nothing to say."
+    found.pop("timestamp")
+    if unread.notna().any() or len(unread) < n_ratings:
+        what = f"timestamps that cannot be read, such as {_first(unread)}, and the column with them"
+        dropped[what] = len(unread)
 
 
 def _ascending(ratings: pd.DataFrame) -> bool:
@@ -504,19 +664,38 @@ def movie_data(
     "Check films and ratings and put them together; raises `InputError` where they cannot be used."
     count = dict(dropped or {})
     films, stars = check_movies(movies, count), check_ratings(ratings, count)
+    if len(films) and len(stars) and _is_whole(films.index) != _is_whole(stars["item_id"]):
+        films, stars = _of_one_kind(films, stars, count)
     known = stars["item_id"].isin(films.index)
     count["ratings of movies without metadata"] = int((~known).sum())
     if not known.any():
+        lost = ", ".join(f"{n:,} {reason}" for reason, n in count.items() if n)
         raise InputError(
-            f"no rating is of a known movie: ratings hold {list(stars['item_id'][:2])} "
-            f"({stars['item_id'].dtype}), movies hold {list(films.index[:2])} ({films.index.dtype})"
-            if len(stars) and len(films)
-            else f"nothing to learn from: {len(films)} movies and {len(stars)} ratings"
+            (
+                f"no rating is of a known movie: ratings hold {stars['item_id'][:2].tolist()} "
+                f"({stars['item_id'].dtype}), movies hold {films.index[:2].tolist()} ({films.index.dtype})"
+                if len(stars) and len(films)
+                else f"nothing to learn from: {len(films)} movies and {len(stars)} ratings"
+            )
+            + (f"; left out: {lost}" if lost else "")
         )
     stars = stars if known.all() else stars[known].reset_index(drop=True)
     check_liked(liked)
     data = MovieData(films, stars, as_text(name), {k: v for k, v in count.items() if v}, liked)
     return without_opinion(data, no_opinion)
+
+
+def _of_one_kind(
+    films: pd.DataFrame, stars: pd.DataFrame, dropped: dict[str, int]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Films and ratings with item ids of one kind, checked again: two texts may stand for one number."
+    same = same_ids({"item_id of movies": films.index.to_series(), "item_id of ratings": stars["item_id"]})
+    again: dict[str, int] = {}
+    films = films.set_axis(pd.Index(same["item_id of movies"], name="item_id"))
+    films = check_movies(films, again)
+    stars = check_ratings(stars.assign(item_id=same["item_id of ratings"]), again)
+    dropped.update({reason: n + dropped.get(reason, 0) for reason, n in again.items()})
+    return films, stars
 
 # %% ../nbs/00_data.ipynb #c026
 def demo_data() -> MovieData:  # 671 users, 9,066 films
@@ -545,10 +724,7 @@ def _names(text: Any) -> tuple[str, ...]:
     "The `name` of each entry in a literal list of dicts; `ValueError` if it is no such list."
     if isinstance(text, str) and _PLAIN.fullmatch(text):
         return tuple(o[1:-1] for o in _NAMED.findall(text))
-    try:
-        found = ast.literal_eval(text) if isinstance(text, str) else []
-    except (SyntaxError, MemoryError, RecursionError, TypeError) as error:
-        raise ValueError(str(error)) from error
+    found = literal(text) if isinstance(text, str) else []
     entries = [found] if isinstance(found, dict) else found
     if not isinstance(entries, list) or not all(isinstance(o, dict) and "name" in o for o in entries):
         raise ValueError("not a list of named entries")
@@ -573,61 +749,112 @@ _ONLY_EMPTY_IS_MISSING: dict[str, Any] = {"keep_default_na": False, "na_values":
 _RATING_KINDS = {"userId": np.int64, "movieId": np.int64, "rating": np.float64, "timestamp": np.int64}
 
 
-def _read_numbers(source: Any, kinds: dict[str, Any]) -> pd.DataFrame | None:
+def _padded(block: bytes) -> bool:
+    "Whether a number in it is written as no whole number is: 07, +7, 7e0."
+    byte = np.frombuffer(block, np.uint8)
+    digit = (byte - 48) < 10
+    number = digit | (byte == ord("."))
+    padded = ~number[:-2] & (byte[1:-1] == ord("0")) & digit[2:]
+    power = number[:-1] & (byte[1:] | 32 == ord("e"))
+    return b"+" in block or bool(padded.any() or power.any())
+
+
+class _Watched(io.RawIOBase):
+    "A file on its way to the parser, and whether a number in it is more than a number."
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.padded, self.block = file, False, bytearray(b"\n")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        some = self.file.read(len(buffer))
+        buffer[: len(some)] = some
+        self.block += some
+        if len(self.block) > 2**20 or not some:
+            self.padded |= _padded(bytes(self.block))
+            self.block = self.block[-2:]
+        return len(some)
+
+
+def _read_numbers(file: BinaryIO, kinds: dict[str, Any]) -> pd.DataFrame | None:
     "A CSV with columns of numbers; None where a cell of theirs is missing, no number or of absurd size."
     try:
-        with np.errstate(invalid="ignore"):
-            table = pd.read_csv(source, dtype=defaultdict(lambda: str, kinds), **_ONLY_EMPTY_IS_MISSING)
-        if all(table[o].between(-1e15, 1e15, inclusive="neither").all() for o in kinds if o in table):
-            return table
+        watched = _Watched(file)
+        with np.errstate(invalid="ignore"), io.BufferedReader(watched) as bytes_:
+            table = pd.read_csv(bytes_, dtype=defaultdict(lambda: str, kinds), **_ONLY_EMPTY_IS_MISSING)
+        sound = all(table[o].between(-1e15, 1e15, inclusive="neither").all() for o in kinds if o in table)
+        return table if sound and not watched.padded else None
     except UNREADABLE:
-        pass  # whoever reads it as text will say what is wrong
-    if hasattr(source, "seek"):
+        return None  # whoever reads it as text will say what is wrong
+
+
+def refuse_page(head: bytes, where: str) -> None:
+    "Raise `InputError` for what begins as a web page does."
+    if re.match(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|\?xml|head)", head, re.IGNORECASE):
+        raise InputError(f"{where} is a web page, not a table; download the file itself")
+
+
+def _open(source: Any, where: str) -> Any:
+    "A file, or one that is open already, from its beginning."
+    if isinstance(source, (str, Path)):
+        if Path(source).exists() and not Path(source).is_file():
+            raise InputError(f"{where} is no file")  # a pipe or a device might never end
+        source = open(source, "rb")  # closed by whoever asked
+    if not isinstance(source, io.TextIOBase):
+        refuse_page(source.read(1_000), where)
         source.seek(0)
-    return None
+    return source
 
 
 def _read_csv(
-    source: Any,
-    columns: dict[str, str],
+    source: Any,  # a file, or one that is open
+    columns: dict[str, str] | None = None,  # to keep, and what to call them; None: all as they are
     where: str = "",
     kinds: dict[str, Any] | None = None,  # of columns that should hold numbers only
+    optional: Collection[str] = (),  # columns that need not be there
     **kwargs: Any,
 ) -> pd.DataFrame:
     "Columns of a CSV as text, renamed; only an empty cell is missing (a film may be called NA)."
     where = where or str(source)
-    with reading(where):
-        if isinstance(source, Path) and source.exists() and not source.is_file():
-            raise InputError(f"{where} is no file")  # a pipe or a device might never end
-        head = _read_numbers(source, kinds) if kinds else None
+    with reading(where), _open(source, where) as file:
+        head = _read_numbers(file, kinds) if kinds else None
         if head is None:
-            head = pd.read_csv(source, dtype=str, **_ONLY_EMPTY_IS_MISSING, **kwargs)
+            file.seek(0)
+            head = pd.read_csv(file, dtype=str, **_ONLY_EMPTY_IS_MISSING, **kwargs)
         if not isinstance(head.index, pd.RangeIndex):
             raise InputError(
                 f"{where}: its rows have more cells than its header; quote texts that hold the separator"
             )
-    absent = [o for o in columns if o not in head.columns]
+    columns = {o: o for o in head.columns} if columns is None else columns
+    absent = [o for o in columns if o not in head.columns and o not in optional]
     if absent:
         found = ", ".join(map(str, head.columns[:30]))
         raise InputError(f"{where} lacks the column {', '.join(absent)}; found: {found}")
-    return head[list(columns)].rename(columns=columns)
+    return head[[o for o in columns if o in head.columns]].rename(columns=columns)
 
 
-def _whole(column: pd.Series) -> pd.Series:
-    "Digits as integers, everything else as missing."
-    if _whole_within(column, 0, 2**53 - 1):
-        return column
-    number = pd.to_numeric(column, errors="coerce")
-    return number.where((number >= 0) & (number < 2**53) & (number % 1 == 0)).astype("Int64")
-
-
-def _with_ids(table: pd.DataFrame, columns: list[str], what: str, dropped: dict[str, int]) -> pd.DataFrame:
-    "Rows whose ids are whole numbers; the others are counted."
-    table = table.assign(**{o: _whole(table[o]) for o in columns})
-    strange = table[columns].isna().any(axis=1)
-    dropped[f"{what} whose id is not a whole number"] = int(strange.sum())
-    table = table[~strange] if strange.any() else table
-    return table.astype({o: np.int64 for o in columns})
+def _one_kind(
+    tables: dict[str, pd.DataFrame],  # by what their rows are
+    column: str,  # of ids of one kind of thing
+    dropped: dict[str, int],
+) -> list[pd.DataFrame]:
+    "Ids as whole numbers, rows with others counted and left out; or as text, where most are no numbers."
+    whole = {o: _as_whole(t[column]) for o, t in tables.items()}
+    odd = pd.concat([t.loc[whole[o].isna() & t[column].notna(), column] for o, t in tables.items()])
+    given = sum(int(t[column].notna().sum()) for t in tables.values())
+    text = 2 * len(odd) > given or odd.astype(str).str.fullmatch(_PADDED).any()
+    out = []
+    for what, table in tables.items():
+        ids = _as_text_ids(table[column]) if text else whole[what]
+        if (lost := ids.isna()).any():
+            why = "without an id" if text else "whose id is not a whole number"
+            dropped[f"{what} {why}, such as {_first(table[column][lost])}"] = int(lost.sum())
+            table, ids = table[~lost], ids[~lost]
+        kept = ids is table[column] or (ids.dtype == table[column].dtype == np.int64)
+        out.append(table if kept else table.assign(**{column: ids if text else ids.astype(np.int64)}))
+    return out
 
 # %% ../nbs/00_data.ipynb #c035
 _TMDB = {
@@ -639,15 +866,16 @@ _TMDB = {
 }  # fmt: skip
 
 
-def _tmdb_movies(folder: Path, dropped: dict[str, int]) -> pd.DataFrame:
+def _tmdb_movies(films: pd.DataFrame, words: pd.DataFrame | None, dropped: dict[str, int]) -> pd.DataFrame:
     "Metadata and keywords by TMDB id, one row a film."
-    films = _read_csv(folder / "movies_metadata.csv", _TMDB)
-    films = _with_ids(films, ["tmdb"], "metadata rows (shifted ones among them)", dropped)
     again = films["tmdb"].duplicated()
     dropped["metadata rows with a TMDB id seen before"] = int(again.sum())
     films = films[~again].set_index("tmdb")
-    if (folder / "keywords.csv").exists():
-        films["keywords"] = _tmdb_keywords(folder, films.index, dropped).reindex(films.index)
+    if words is not None:
+        again = words["tmdb"].duplicated()
+        dropped["keyword rows with an id seen before"] = int(again.sum())
+        dropped["keyword rows without metadata"] = int((~words["tmdb"].isin(films.index)).sum())
+        films["keywords"] = words[~again].set_index("tmdb")["keywords"].reindex(films.index)
     for o in ("genres", "keywords", "countries", "companies", "collection"):
         if o in films.columns:
             films[o] = _parse_names(films[o], dropped)
@@ -662,16 +890,6 @@ def _tmdb_movies(folder: Path, dropped: dict[str, int]) -> pd.DataFrame:
     )
 
 
-def _tmdb_keywords(folder: Path, films: pd.Index, dropped: dict[str, int]) -> pd.Series:
-    "Keyword cells by TMDB id; `films` are those with metadata."
-    rows = _read_csv(folder / "keywords.csv", {"id": "tmdb", "keywords": "keywords"})
-    rows = _with_ids(rows, ["tmdb"], "keyword rows", dropped)
-    again = rows["tmdb"].duplicated()
-    dropped["keyword rows with an id seen before"] = int(again.sum())
-    dropped["keyword rows without metadata"] = int((~rows["tmdb"].isin(films)).sum())
-    return rows[~again].set_index("tmdb")["keywords"]
-
-
 def read_movies_dataset(
     folder: str | Path,  # movies_metadata.csv, links(_small).csv, ratings(_small).csv, perhaps keywords.csv
     full: bool
@@ -682,17 +900,23 @@ def read_movies_dataset(
     if full is None:
         full = not (folder / "ratings_small.csv").exists()
     size, dropped = "" if full else "_small", dict[str, int]()
-    films = _tmdb_movies(folder, dropped)
-    links = _read_csv(folder / f"links{size}.csv", {"movieId": "item_id", "tmdbId": "tmdb"})
-    links = _with_ids(links, ["item_id", "tmdb"], "links", dropped)
+    tables = {
+        "metadata rows (shifted ones among them)": _read_csv(folder / "movies_metadata.csv", _TMDB),
+        "links": _read_csv(folder / f"links{size}.csv", {"movieId": "item_id", "tmdbId": "tmdb"}),
+    }
+    if (folder / "keywords.csv").exists():
+        tables["keyword rows"] = _read_csv(folder / "keywords.csv", {"id": "tmdb", "keywords": "keywords"})
+    films, links, *words = _one_kind(tables, "tmdb", dropped)
+    films = _tmdb_movies(films, words[0] if words else None, dropped)
+    columns = {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
+    ratings = _read_csv(folder / f"ratings{size}.csv", columns, kinds=_RATING_KINDS, optional=["timestamp"])
+    links, ratings = _one_kind({"links": links, "ratings": ratings}, "item_id", dropped)
+    (ratings,) = _one_kind({"ratings": ratings}, "user_id", dropped)
     dropped["films without a link"] = int((~films.index.isin(links["tmdb"])).sum())
     known = links["tmdb"].isin(films.index)
     dropped["links to a film without metadata"] = int((~known).sum())
     links = links[known]
     movies = films.loc[links["tmdb"]].assign(item_id=links["item_id"].to_numpy())
-    columns = {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
-    ratings = _read_csv(folder / f"ratings{size}.csv", columns, kinds=_RATING_KINDS)
-    ratings = _with_ids(ratings, ["user_id", "item_id"], "ratings", dropped)
     return movie_data(movies, ratings, folder.resolve().name, dropped, no_opinion="keep")
 
 # %% ../nbs/00_data.ipynb #c040
@@ -725,21 +949,23 @@ def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
 def _movielens_table(files: dict[str, Callable[[], Any]], table: str, path: Path) -> pd.DataFrame:
     "One of the tables, from its .csv or its older .dat."
-    where = f"{table} in {path}"
-    options: dict[str, Any]
+    where, columns = f"{table} in {path}", _MOVIELENS[table]
+    timed: dict[str, Any] = {"where": where, "optional": ["timestamp"]}
     if f"{table}.csv" in files:
-        name, options = f"{table}.csv", {"kinds": _RATING_KINDS if table == "ratings" else None}
-    elif f"{table}.dat" in files:
-        names = {"tags": ["userId", "movieId", "tag", "timestamp"]}.get(table, list(_MOVIELENS[table]))
-        name, options = (
-            f"{table}.dat",
-            {"sep": "::", "names": names, "engine": "python", "encoding": "latin-1"},
-        )
-    else:
+        kinds = _RATING_KINDS if table == "ratings" else None
+        with reading(where):
+            return _read_csv(files[f"{table}.csv"](), columns, kinds=kinds, **timed)
+    if f"{table}.dat" not in files:
         found = ", ".join(list(files)[:20])
         raise InputError(f"there is no {table}.csv or {table}.dat in {path}; found: {found}")
-    with reading(where):
-        return _read_csv(files[name](), _MOVIELENS[table], where, **options)
+    names = {"tags": ["userId", "movieId", "tag", "timestamp"]}.get(table, list(columns))
+    with reading(where), _open(files[f"{table}.dat"](), where) as file:
+        raw = file.read()
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")  # as before MovieLens 10M
+        return _read_csv(io.StringIO(text), columns, sep="::", names=names, engine="python", **timed)
 
 
 def read_movielens(
@@ -748,16 +974,19 @@ def read_movielens(
     "Read a MovieLens release (GroupLens): films, ratings, and tags as keywords."
     path, dropped = Path(path), dict[str, int]()
     files = _members(path)
-    movies, ratings = (_movielens_table(files, o, path) for o in ("movies", "ratings"))
-    movies = _with_ids(movies, ["item_id"], "movies", dropped)
-    ratings = _with_ids(ratings, ["user_id", "item_id"], "ratings", dropped)
+    names = ["movies", "ratings", *(["tags"] if {"tags.csv", "tags.dat"} & files.keys() else [])]
+    tables = {o: _movielens_table(files, o, path) for o in names}
+    movies, ratings, *tags = _one_kind(tables, "item_id", dropped)
+    (ratings,) = _one_kind({"ratings": ratings}, "user_id", dropped)
     title = movies["title"].fillna("")
     movies["year"] = title.str.extract(r"\((\d{4})\)\s*$", expand=False)
     movies["title"] = title.str.replace(r"\s*\(\d{4}\)\s*$", "", regex=True)
     movies["genres"] = movies["genres"].replace("(no genres listed)", "")
-    if {"tags.csv", "tags.dat"} & files.keys():
-        tags = _with_ids(_movielens_table(files, "tags", path), ["item_id"], "tags", dropped).dropna()
-        words = tags["tag"].str.lower().groupby(tags["item_id"]).agg(lambda o: sorted(set(o)))
+    if tags:
+        said = tags[0]["tag"].notna()
+        dropped["tags without a word"] = int((~said).sum())
+        words = tags[0]["tag"][said].str.lower().groupby(tags[0]["item_id"]).agg(lambda o: sorted(set(o)))
+        dropped["movies that have tags, and no metadata"] = int((~words.index.isin(movies["item_id"])).sum())
         movies["keywords"] = movies["item_id"].map(words)
     return movie_data(movies, ratings, path.resolve().stem, dropped, no_opinion="keep")
 
@@ -1027,9 +1256,7 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
     path = path.with_suffix(".csv")
     if not path.is_file():
         raise InputError(f"there is no {name}.parquet or {name}.csv in {folder}")
-    with reading(path):
-        columns = pd.read_csv(path, nrows=0).columns
-    return _read_csv(path, {o: o for o in columns})
+    return _read_csv(path)
 
 
 def read_tables(
@@ -1038,12 +1265,15 @@ def read_tables(
     "Read films and ratings that already have our column names."
     folder = Path(folder)
     tables = {o: _read_table(folder, o) for o in ("movies", "ratings")}
-    csv = [t for o, t in tables.items() if not (folder / f"{o}.parquet").is_file()]
-    for column in ("user_id", "item_id"):  # in a CSV all is text: numbers if all of them are
-        text = [t for t in csv if column in t]
-        if all(t[column].dropna().str.fullmatch("-?[0-9]{1,18}").all() for t in text):
-            for t in text:
-                t[column] = t[column].astype("Int64")
+    if tables["movies"].index.name == "item_id":
+        tables["movies"] = tables["movies"].reset_index()
+    untyped = {o for o in tables if not (folder / f"{o}.parquet").is_file()}
+    if untyped:
+        for column, names in (("item_id", ("movies", "ratings")), ("user_id", ("ratings",))):
+            ids = {f"{column} of {o}": tables[o][column] for o in names if column in tables[o]}
+            for what, found in same_ids(ids, {f"{column} of {o}" for o in untyped}).items():
+                name = what.rpartition(" ")[2]
+                tables[name] = tables[name].assign(**{column: found})
     return movie_data(tables["movies"], tables["ratings"], folder.resolve().name, no_opinion="keep")
 
 
@@ -1214,8 +1444,8 @@ def _read(source: str | Path | None) -> MovieData:
     if "movies.parquet" in found:
         return read_tables(path)
     if "movies.csv" in found:
-        with reading(path / "movies.csv"):
-            columns = pd.read_csv(path / "movies.csv", nrows=0, encoding_errors="replace").columns
+        with reading(path / "movies.csv"), _open(path / "movies.csv", str(path / "movies.csv")) as file:
+            columns = pd.read_csv(file, nrows=0, encoding_errors="replace").columns
         return read_tables(path) if "item_id" in columns else read_movielens(path)
     inside = ", ".join(sorted(found)[:10]) or ("it is empty" if path.is_dir() else "no such folder")
     raise InputError(
@@ -1517,9 +1747,9 @@ def positions(
     what: str,  # for the message: user, item
 ) -> np.ndarray:  # (n,) int32
     "Position of each id; raises `InputError` naming the first that is unknown."
-    at = vocabulary.get_indexer(pd.Index(ids)).astype(np.int32)
+    at = find_ids(ids, vocabulary).astype(np.int32)
     if (at < 0).any():
-        stranger = pd.Index(ids).tolist()[int(np.flatnonzero(at < 0)[0])]
+        stranger = pd.Index(ids, tupleize_cols=False).tolist()[int(np.flatnonzero(at < 0)[0])]
         raise InputError(
             f"{what} {stranger!r} is unknown ({int((at < 0).sum())} such); "
             f"known are {vocabulary[:3].tolist()} ..."
@@ -1554,11 +1784,20 @@ def index_ratings(
     return Interactions(user, item, rating, y, users, data.movies.index, data.population, given)
 
 # %% ../nbs/00_data.ipynb #c099
-def _same_kind(new: pd.Series | pd.Index, known: pd.Series | pd.Index, what: str) -> None:
-    "Raise `InputError` where whole numbers meet text: such ids could not be kept in one column."
-    if len(new) and (new.dtype.kind == "i") != (known.dtype.kind == "i"):
-        free = f"whole numbers, such as {known.max() + 1}" if known.dtype.kind == "i" else "text"
-        raise InputError(f"{what} {new.tolist()[0]!r} is of another kind than those known; use {free}")
+def ids_like(
+    ids: pd.Series,  # new ones
+    known: pd.Series | pd.Index,
+    what: str,  # for the message
+) -> pd.Series:
+    "New ids of the kind of those known; raises `InputError` where they cannot be."
+    ids = as_ids(ids, what)
+    if not _is_whole(known) or _is_whole(ids):
+        return ids if _is_whole(known) else _as_text_ids(ids)
+    whole = _as_whole(ids)
+    if (strange := whole.isna() & ids.notna()).any():
+        free = f"whole numbers, such as {known.max() + 1}"
+        raise InputError(f"{what} {_first(ids[strange])} is of another kind than those known; use {free}")
+    return whole
 
 
 def add_ratings(
@@ -1567,8 +1806,9 @@ def add_ratings(
 ) -> MovieData:
     "Newer ratings beside the known ones; raises `InputError` for a film that is not known."
     new, known, seen = check_ratings(ratings, {}), data.ratings, data.seen
-    for column in ("user_id", "item_id"):
-        _same_kind(new[column], known[column], f"{column} of the new ratings,")
+    if any(_is_whole(new[o]) != _is_whole(known[o]) for o in ("user_id", "item_id")):
+        alike = {o: ids_like(new[o], known[o], f"{o} of the new ratings,") for o in ("user_id", "item_id")}
+        new = check_ratings(new.assign(**alike), {})
     positions(new["item_id"], data.movies.index, "item")
     if "timestamp" in known and "timestamp" not in new:
         new = new.assign(timestamp=known["timestamp"].max())  # later than all before
@@ -1591,7 +1831,8 @@ def add_movies(
 ) -> MovieData:
     "New films behind the known ones; raises `InputError` for one that is known already."
     new = check_movies(movies, {})
-    _same_kind(new.index, data.movies.index, "item_id of the new films,")
+    ids = ids_like(new.index.to_series(), data.movies.index, "item_id of the new films,")
+    new = new.set_axis(pd.Index(ids, name="item_id"))
     again = new.index.intersection(data.movies.index)
     if len(again):
         raise InputError(

@@ -320,8 +320,6 @@ STARS = pd.DataFrame(
         pytest.param("rating", 10**400, "rating of ratings row 1 is", id="rating too large"),
         ("rating", 1 + 2j, "rating of ratings row 1 is"),
         ("rating", 1e300, "rating of ratings row 1 is '1e.300'"),
-        ("timestamp", "yesterday", "timestamp of ratings row 1 is 'yesterday'"),
-        ("timestamp", 1e300, "timestamp of ratings row 1 is '1e.300'"),
         ("user_id", None, "user_id of ratings row 1 is"),
         ("user_id", [7], "user_id"),
         ("item_id", None, "item_id of ratings row 1 is"),
@@ -348,7 +346,7 @@ def test_films_without_a_column_of_ids_are_refused():
     with pytest.raises(InputError, match="need a column item_id, found: id, title"):
         movie_data(FILMS.rename(columns={"item_id": "id"}), STARS)
     with pytest.raises(InputError, match="no rating is of a known movie"):
-        movie_data(FILMS.assign(item_id=["1", "2"]), STARS)
+        movie_data(FILMS.assign(item_id=["01", "02"]), STARS)
     for films, stars in ((FILMS[:0], STARS), (FILMS, STARS[:0])):
         with pytest.raises(InputError, match=f"{len(films)} movies and {len(stars)} ratings"):
             movie_data(films, stars)
@@ -449,7 +447,7 @@ def test_repeated_ratings_are_told_from_single_ones(cells, timed, kind):
     ordered = stars.sort_values("timestamp", kind="stable") if timed else stars
     last = ordered.drop_duplicates(["user_id", "item_id"], keep="last").sort_index()
     found, lost = with_films(stars).ratings, len(stars) - len(last)
-    last = last.astype({"user_id": "i8" if kind == "Int64" else kind}).reset_index(drop=True)
+    last = last.astype({"user_id": "str" if kind == "str" else "i8"}).reset_index(drop=True)
     pd.testing.assert_frame_equal(found, last)
     dropped = {k: n for k, n in with_films(stars).dropped.items() if "views or purchases" not in k}
     assert dropped == ({"ratings replaced by a later one of the same user and item": lost} if lost else {})

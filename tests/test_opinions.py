@@ -48,7 +48,7 @@ def in_units(data, factor, more):
 @SOME
 @given(st.integers(0, 1_000), st.floats(0.01, 100), st.floats(-50, 50))
 def test_units_change_no_label(world, seed, factor, more):
-    "Whatever ratings are multiplied by, and whatever is added: labels are equal, targets and graph up to rounding."
+    "Multiplied, and something added: labels are equal, targets and graph are up to rounding."
     rng = np.random.default_rng(seed)
     world = replace(world, ratings=world.ratings[world.ratings["user_id"].isin(rng.integers(0, 60, 12))])
     hidden = holdout(world.ratings, 0.3, seed)
@@ -56,7 +56,7 @@ def test_units_change_no_label(world, seed, factor, more):
     one, other = index_ratings(a), index_ratings(c)
     assert_array_equal(one.y, other.y)
     assert_array_equal(index_ratings(b, one.users).y, index_ratings(d, one.users).y)
-    # a rating is stored to 2**-24 of its size, and so are its user's mean and spread; the density is below 0.4
+    # ratings are stored to 2**-24 of their size, as are their means and spreads; the density is below 0.4
     size = np.abs(other.rating).max() / (factor * min(o for o in _spreads(one)))
     assert_allclose(margin_targets(other), margin_targets(one), rtol=0, atol=4 * 2.0**-24 * (size + 20))
     C, K = (corating_knn(o, 79, n_threads=1).toarray() for o in (one, other))
