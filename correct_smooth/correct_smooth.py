@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from scipy import sparse
 
-from .data import InputError, check_choice, check_number
+from .data import InputError, check_choice, check_number, compiled
 from .graph import NORMALISATIONS, normalise
 from .model import Embeddings
 
@@ -148,7 +148,7 @@ def smooth_labels(
     return propagate(start, S, beta, T, post)
 
 # %% ../nbs/05_correct_smooth.ipynb #c037
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _tell_neighbours(
     starts: np.ndarray, film: np.ndarray, e: np.ndarray,  # E by user
     near_starts: np.ndarray, near_film: np.ndarray, near: np.ndarray,  # similarities by labelled film
@@ -309,7 +309,7 @@ def user_blocks(
         yield slice(s, min(s + size, n_users))
 
 # %% ../nbs/05_correct_smooth.ipynb #c056
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _hear_neighbours(
     asked_starts: np.ndarray, asked: np.ndarray,  # cells that are asked for, by user
     starts: np.ndarray, film: np.ndarray, value: np.ndarray,  # what is known, by user

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'LARGE', 'PLAUSIBLE', 'TEXTS', 'LISTS', 'NUMBERS', 'MARKER', 'TABLES', 'USER_HASH', 'GROUPLENS',
-           'MOVIELENS_MD5', 'LABEL_RULES', 'InputError', 'check_number', 'check_choice', 'check_liked', 'generator',
-           'reading', 'machine_memory', 'check_size', 'check_parquet', 'check_arrays', 'Population', 'MovieData',
-           'whole_number', 'as_ids', 'same_ids', 'id_like', 'find_ids', 'as_text', 'literal', 'as_names', 'list_mark',
-           'as_numbers', 'check_movies', 'check_ratings', 'sentinel', 'without_opinion', 'movie_data', 'demo_data',
-           'refuse_page', 'read_movies_dataset', 'read_movielens', 'checksum', 'write_marker', 'read_marker',
-           'check_target', 'settle', 'workspace', 'write_beside', 'replacing', 'write_rows', 'read_tables',
-           'write_tables', 'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset',
-           'holdout', 'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_moments', 'shrunk_moments',
-           'rating_sums', 'rating_step', 'population', 'is_liked', 'user_thresholds', 'with_standard', 'split',
-           'Interactions', 'positions', 'index_ratings', 'ids_like', 'add_ratings', 'add_movies']
+           'MOVIELENS_MD5', 'LABEL_RULES', 'printable', 'InputError', 'check_number', 'check_choice', 'check_liked',
+           'generator', 'reading', 'machine_memory', 'check_size', 'check_parquet', 'check_arrays', 'Population',
+           'MovieData', 'check_data', 'whole_number', 'as_ids', 'same_ids', 'id_like', 'find_ids', 'as_text', 'literal',
+           'as_names', 'list_mark', 'as_numbers', 'check_movies', 'check_ratings', 'sentinel', 'without_opinion',
+           'movie_data', 'demo_data', 'refuse_page', 'read_movies_dataset', 'read_movielens', 'checksum',
+           'write_marker', 'read_marker', 'check_target', 'settle', 'workspace', 'write_beside', 'to_cells',
+           'from_cells', 'write_csv', 'replacing', 'write_rows', 'read_tables', 'write_tables', 'compiled',
+           'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset', 'holdout',
+           'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_moments', 'shrunk_moments', 'rating_sums',
+           'rating_step', 'population', 'is_liked', 'user_thresholds', 'with_standard', 'split', 'Interactions',
+           'positions', 'index_ratings', 'ids_like', 'add_ratings', 'add_movies']
 
 # %% ../nbs/00_data.ipynb #c002
 import ast
@@ -47,13 +48,19 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numba import njit
 
+# %% ../nbs/00_data.ipynb #h3a
+def printable(value: Any) -> str:
+    "Text in one line, without anything that could move a cursor, ring a bell or turn letters around."
+    text = str(value)
+    return text if text.isprintable() else "".join(o if o.isprintable() else " " for o in text)
+
 # %% ../nbs/00_data.ipynb #c005
 class InputError(ValueError):
     "Something handed in cannot be used; the message says what, where, and what to do."
 
     def __init__(self, message: str):
         whole = len(message) <= 2_000  # a quoted cell, or path, can be very long
-        super().__init__(message if whole else f"{message[:1_000]} ... {message[-1_000:]}")
+        super().__init__(printable(message if whole else f"{message[:1_000]} ... {message[-1_000:]}"))
 
 # %% ../nbs/00_data.ipynb #c007
 def check_number(
@@ -261,6 +268,15 @@ class MovieData:
             "ratings": len(self.ratings),
             "dropped": dict(self.dropped),
         }
+
+# %% ../nbs/00_data.ipynb #h3d
+def check_data(data: Any) -> None:
+    "Raise `InputError` unless this is a `MovieData`."
+    if not isinstance(data, MovieData):
+        raise InputError(
+            f"this needs films and ratings together, as MovieData, and got {type(data).__name__}; "
+            "movie_data(movies, ratings) makes one of two tables, load_data(folder) of files"
+        )
 
 # %% ../nbs/00_data.ipynb #h2b
 _WHOLE = re.compile(r"\s*(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?\s*", re.ASCII)
@@ -639,15 +655,15 @@ def without_opinion(
     else:
         check_number("no_opinion", no_opinion, -1e9)
     rating, dropped = data.ratings["rating"], dict(data.dropped)
-    value = sentinel(rating.value_counts()) if no_opinion == "find" else no_opinion
-    seen = rating == (np.nan if value in (None, "keep") else np.float32(value))
+    found = sentinel(rating.value_counts()) if no_opinion == "find" else no_opinion
+    value = np.nan if found is None or isinstance(found, str) else float(found)
+    seen = rating == np.float32(value)
     if seen.any():
-        low, high = rating[~seen].min(), rating[~seen].max()
-        dropped[f"ratings of {value:g}, 'seen, not rated' beside {low:g} to {high:g} (see no_opinion)"] = int(
-            seen.sum()
-        )
+        others = f"{rating[~seen].min():g} to {rating[~seen].max():g}"
+        remark = f"ratings of {value:g}, 'seen, not rated' beside {others} (see no_opinion)"
+        dropped[remark] = int(seen.sum())
         rated, only_seen = (data.ratings[o].reset_index(drop=True) for o in (~seen, seen))
-        return replace(data, ratings=rated, seen=only_seen, no_opinion=float(value), dropped=dropped)
+        return replace(data, ratings=rated, seen=only_seen, no_opinion=value, dropped=dropped)
     if len(rating) > 1 and rating.min() == rating.max():
         dropped[f"opinions, since all ratings are {rating[0]:g}: views or purchases"] = len(rating)
     return replace(data, dropped=dropped)
@@ -1170,6 +1186,52 @@ def _take_after(fresh: Path, before: Path) -> None:
             os.chown(fresh, -1, about.st_gid)
     fresh.chmod(stat.S_IMODE(about.st_mode))
 
+# %% ../nbs/00_data.ipynb #h3h
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # in letters of either width
+
+
+def _change_texts(
+    table: pd.DataFrame, which: Callable[[str], Any], change: Callable[[str], str]
+) -> pd.DataFrame:
+    "A table with some of its texts changed."
+    table = table.copy(deep=False)
+    for at, (_, column) in enumerate(table.items()):
+        if column.dtype.kind == "O":  # text, or anything
+            texts = column.astype(object)
+            hit = texts.map(lambda o: isinstance(o, str) and bool(which(o))).to_numpy(bool)
+            if hit.any():
+                texts[hit] = texts[hit].map(change)
+                changed: Any = texts.astype(column.dtype) if column.dtype == "str" else texts
+                table.isetitem(at, changed)
+    return table
+
+
+def to_cells(table: pd.DataFrame) -> pd.DataFrame:
+    "The same, with an apostrophe before each text that a spreadsheet would take for a formula."
+    return _change_texts(table, _FORMULA.match, "'{}".format)
+
+
+def from_cells(
+    table: pd.DataFrame,  # read from a CSV that was written so
+) -> pd.DataFrame:
+    "The same without these apostrophes."
+    return _change_texts(table, lambda o: o[:1] == "'" and _FORMULA.match(o), lambda o: o[1:])
+
+
+def write_csv(
+    table: pd.DataFrame,
+    path: Path,
+    mode: str = "w",  # a: behind what is there
+    **options: Any,  # of `to_csv`
+) -> None:
+    "Write a CSV in which no text is a formula, and none ends a row."
+    cells = to_cells(table)
+    text = cells.to_csv(index=False, lineterminator="\n", **options)
+    if "\r" in text:
+        text = cells.to_csv(index=False, lineterminator="\r\n", **options)
+    with open(path, mode, encoding="utf-8", newline="") as file:
+        file.write(text)
+
 # %% ../nbs/00_data.ipynb #h1k
 @contextmanager
 def replacing(
@@ -1200,7 +1262,7 @@ def write_rows(
     def write(rows: pd.DataFrame) -> None:
         nonlocal writer
         if path.suffix == ".csv":
-            rows.to_csv(part, index=False, float_format="%.6g", mode="a", header=not part.exists())
+            write_csv(rows, part, "a", float_format="%.6g", header=not part.exists())
             return
         table = pa.Table.from_pandas(rows, schema=writer and writer.schema, preserve_index=False)
         writer = writer or pq.ParquetWriter(part, table.schema)
@@ -1256,7 +1318,7 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
     path = path.with_suffix(".csv")
     if not path.is_file():
         raise InputError(f"there is no {name}.parquet or {name}.csv in {folder}")
-    return _read_csv(path)
+    return from_cells(_read_csv(path))
 
 
 def read_tables(
@@ -1282,6 +1344,7 @@ def write_tables(
     folder: str | Path,  # replaced as a whole if it holds tables already
 ) -> None:
     "Write films and ratings as Parquet, so that `read_tables` gives them back."
+    check_data(data)
     with write_beside(folder, "tables") as fresh:
         data.movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
         data.ratings.to_parquet(fresh / "ratings.parquet", index=False)
@@ -1327,8 +1390,23 @@ def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Gene
     count[rng.choice(np.flatnonzero(count < most), left, replace=False)] += 1
     return count
 
+# %% ../nbs/00_data.ipynb #h3f
+def compiled(
+    cache: bool = True,  # keep the machine code where there is a place for it
+    **options: Any,  # of numba's `njit`
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    "A decorator that compiles a function."
+
+    def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(cache=cache, **options)(function)
+        except RuntimeError:  # numba finds no folder to write to
+            return njit(**options)(function)
+
+    return compile_it
+
 # %% ../nbs/00_data.ipynb #c063
-@njit(cache=True)
+@compiled()
 def _draw_films(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "For each user `count` different films, one user after the other; `upto` adds up the films' shares."
     film, drawn_by = np.empty(count.sum(), np.int64), np.full(len(upto), -1)
@@ -1502,7 +1580,7 @@ def fetch_movies_dataset() -> Path:  # the folder, for `load_data`
     return Path(kagglehub.dataset_download("rounakbanik/the-movies-dataset"))
 
 # %% ../nbs/00_data.ipynb #c082
-@njit(cache=True)
+@compiled()
 def _rank_within(code: np.ndarray, start: np.ndarray, key: np.ndarray) -> np.ndarray:
     "Place of each row in its group, 0 for the largest key; rows of `code` k lie from `start[k]` when sorted."
     order, filled, place = np.empty_like(code), start.copy(), np.empty_like(code)
@@ -1531,6 +1609,17 @@ def _position_within(
     return _rank_within(code, np.cumsum(size) - size, key), size[code]
 
 
+def _column(ratings: Any, name: str) -> pd.Series:
+    "A column of ratings; raises `InputError` where there is none."
+    if not isinstance(ratings, pd.DataFrame) or name not in ratings.columns:
+        found = f"the columns {', '.join(map(str, ratings))}" if isinstance(ratings, pd.DataFrame) else ""
+        raise InputError(
+            f"this needs a table of ratings with the column {name}, such as the `ratings` of a MovieData, "
+            f"and got {found or type(ratings).__name__}"
+        )
+    return ratings[name]
+
+
 def _share(share: float) -> float:
     "A share that hides some ratings and leaves some."
     check_number("share", share, 0, 1)
@@ -1547,7 +1636,7 @@ def holdout(
 ) -> np.ndarray:  # (n,) True where held back
     "Hide a random share of each user's ratings."
     _share(share)
-    key = generator(seed, before).random(len(ratings))
+    key = generator(seed, before).random(len(_column(ratings, "user_id")))
     place, size = _position_within(ratings["user_id"].to_numpy(), key)
     return place < np.clip(np.round(share * size), 1, size - 1)
 
@@ -1558,7 +1647,7 @@ def leave_last(
 ) -> np.ndarray:  # (n,) True where held back
     "Hide each user's latest ratings."
     check_number("n", n, 1, whole=True)
-    place, size = _position_within(ratings["user_id"].to_numpy(), _timestamp(ratings))
+    place, size = _position_within(_column(ratings, "user_id").to_numpy(), _timestamp(ratings))
     return place < np.minimum(n, size - 1)
 
 
@@ -1574,9 +1663,9 @@ def by_time(
 
 
 def _timestamp(ratings: pd.DataFrame) -> np.ndarray:
-    if "timestamp" not in ratings.columns:
+    if "timestamp" not in getattr(ratings, "columns", ["timestamp"]):
         raise InputError("a split by time needs a timestamp for each rating; these have none")
-    return ratings["timestamp"].to_numpy()
+    return _column(ratings, "timestamp").to_numpy()
 
 
 def _cold(column: pd.Series, share: float, seed: int) -> np.ndarray:
@@ -1590,12 +1679,12 @@ def _cold(column: pd.Series, share: float, seed: int) -> np.ndarray:
 
 def cold_items(ratings: pd.DataFrame, share: float = 0.1, seed: int = 0) -> np.ndarray:
     "Hide every rating of a random share of the films."
-    return _cold(ratings["item_id"], share, seed)
+    return _cold(_column(ratings, "item_id"), share, seed)
 
 
 def cold_users(ratings: pd.DataFrame, share: float = 0.1, seed: int = 0) -> np.ndarray:
     "Hide every rating of a random share of the users."
-    return _cold(ratings["user_id"], share, seed)
+    return _cold(_column(ratings, "user_id"), share, seed)
 
 # %% ../nbs/00_data.ipynb #m1b
 def user_moments(
@@ -1666,8 +1755,8 @@ def user_thresholds(
 ) -> pd.Series:  # user_id -> threshold, float64, sorted by user
     "What each user's ratings have to reach for a film to count as liked."
     check_liked(liked)
-    code, users = pd.factorize(ratings["user_id"], sort=True)
-    rating = ratings["rating"].to_numpy(np.float64)
+    code, users = pd.factorize(_column(ratings, "user_id"), sort=True)
+    rating = _column(ratings, "rating").to_numpy(np.float64)
     n, mean, squares = user_moments(code, rating, len(users))
     if liked != "mean":
         mean = np.full(len(users), float(liked))
@@ -1705,6 +1794,7 @@ def split(
     people: Population | None = None,  # how everybody rates; None: as the training part tells
 ) -> tuple[MovieData, MovieData]:  # training and held-out part, with the same films and thresholds
     "Part the ratings in two, and fix the standard by which both are labelled."
+    check_data(data)
     check_choice("labels", labels, LABEL_RULES)
     hidden = np.asarray(hidden)
     if hidden.dtype != bool:
@@ -1762,6 +1852,7 @@ def index_ratings(
     users: pd.Index | None = None,  # vocabulary; None: the users of these ratings, sorted
 ) -> Interactions:
     "Ratings as labelled pairs of positions."
+    check_data(data)
     r = data.ratings
     if users is None:
         try:
@@ -1805,6 +1896,7 @@ def add_ratings(
     ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp, of known films
 ) -> MovieData:
     "Newer ratings beside the known ones; raises `InputError` for a film that is not known."
+    check_data(data)
     new, known, seen = check_ratings(ratings, {}), data.ratings, data.seen
     if any(_is_whole(new[o]) != _is_whole(known[o]) for o in ("user_id", "item_id")):
         alike = {o: ids_like(new[o], known[o], f"{o} of the new ratings,") for o in ("user_id", "item_id")}
@@ -1830,6 +1922,7 @@ def add_movies(
     movies: pd.DataFrame,  # item_id as column or index, and any of the known columns
 ) -> MovieData:
     "New films behind the known ones; raises `InputError` for one that is known already."
+    check_data(data)
     new = check_movies(movies, {})
     ids = ids_like(new.index.to_series(), data.movies.index, "item_id of the new films,")
     new = new.set_axis(pd.Index(ids, name="item_id"))

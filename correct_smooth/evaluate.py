@@ -12,11 +12,11 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from numba import njit, prange
+from numba import prange
 from scipy import sparse
 from scipy.stats import bootstrap, rankdata, wilcoxon
 
-from .data import InputError
+from .data import InputError, compiled
 
 # %% ../nbs/06_evaluate.ipynb #c005
 METRICS = (
@@ -29,7 +29,7 @@ _PLACES = 10
 _DISCOUNT = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(2, _PLACES + 2)))])  # of the first p places
 
 
-@njit(cache=True)
+@compiled()
 def _order_metrics(
     y: np.ndarray,  # (n,) bool, liked or not; some are, some are not
     z: np.ndarray,  # (n,) float64 scores, falling
@@ -58,7 +58,7 @@ def _order_metrics(
 _TINY = np.finfo(np.float64).eps
 
 
-@njit(cache=True)
+@compiled()
 def _level_metrics(
     y: np.ndarray,  # (n,) bool, liked or not; some are
     z: np.ndarray,  # (n,) float64 scores
@@ -76,7 +76,7 @@ def _level_metrics(
 _KEEP = __name__ != "__main__"  # in the module, not in a notebook
 
 
-@njit(cache=_KEEP)
+@compiled(cache=_KEEP)
 def _one_user(y: np.ndarray, z: np.ndarray) -> np.ndarray:  # (9,) in the order of `METRICS`
     "Metrics of one user, whose films come in any order; nan without both labels."
     if y.all() or not y.any():
@@ -86,7 +86,7 @@ def _one_user(y: np.ndarray, z: np.ndarray) -> np.ndarray:  # (9,) in the order 
     return np.array((auc, ap) + _level_metrics(y, z) + (ndcg, hr))
 
 
-@njit(cache=_KEEP, parallel=True)
+@compiled(cache=_KEEP, parallel=True)
 def _each_user(
     start: np.ndarray,  # (n_users + 1,) where each user's pairs begin
     y: np.ndarray,  # (n,) bool, one user after another

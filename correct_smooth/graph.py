@@ -29,6 +29,7 @@ from correct_smooth.data import (
     check_choice,
     check_number,
     check_parquet,
+    from_cells,
     reading,
     user_moments,
 )
@@ -179,7 +180,7 @@ def _parquet_columns(path: Path) -> pd.DataFrame:
 
 
 _EDGE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": pd.read_csv,
+    ".csv": lambda path: from_cells(pd.read_csv(path)),
     ".parquet": _parquet_columns,
     ".npz": _npz_columns,
 }

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from scipy import sparse
 from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from .data import InputError, check_choice, check_number
+from .data import InputError, check_choice, check_number, compiled
 
 # %% ../nbs/03_model.ipynb #c007
 class Bag(NamedTuple):
@@ -259,7 +259,7 @@ class ItemUserModel(nn.Module):
         return out if self.head is None else out + self.head(h, u)
 
 # %% ../nbs/03_model.ipynb #c038
-@njit(parallel=True, cache=True, fastmath={"reassoc", "contract"})  # sums in any order, so in SIMD
+@compiled(parallel=True, fastmath={"reassoc", "contract"})  # sums in any order, so in SIMD
 def _pair_dots(H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray) -> np.ndarray:
     out = np.empty(len(item), np.float32)
     for n in prange(len(item)):

@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['BUCKET', 'GROUP', 'LOST', 'rank', 'size', 'user_hash', 'holder', 'plot_holders', 'own_part', 'is_own', 'partition',
-           'is_partitioned', 'read_own', 'load_share', 'everybodys_population', 'RankLost', 'joined', 'total', 'gather',
-           'together', 'from_first', 'earlier', 'said_by_first', 'sum_gradients', 'numbering', 'everybody',
-           'run_script']
+           'is_partitioned', 'read_own', 'load_share', 'everybodys_population', 'has_others', 'RankLost', 'joined',
+           'is_said', 'last_word', 'total', 'gather', 'together', 'from_first', 'earlier', 'said_by_first',
+           'sum_gradients', 'numbering', 'everybody', 'digest', 'agree', 'run_script']
 
 # %% ../nbs/00b_ranks.ipynb #c002
+import hashlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ from correct_smooth.data import (
     Population,
     TABLES,
     USER_HASH,
+    check_data,
     check_movies,
     check_parquet,
     check_ratings,
@@ -113,6 +117,7 @@ def own_part(
     ranks: int | None = None,  # how many there are; None: as in this job
 ) -> MovieData:  # all films; ratings, thresholds and films seen of the rank's users
     "What one rank holds of some data."
+    check_data(data)
     at, ranks = rank() if at is None else at, size() if ranks is None else ranks
     if ranks == 1:
         return data
@@ -212,7 +217,7 @@ def partition(
     check_target(folder, "tables")
     movies, blocks, n, dropped = _rating_blocks(source)
     n_users = n_ratings = 0
-    quiet = {} if progress else {"disable": True}
+    quiet = {} if progress and sys.stderr else {"disable": True}
     with (
         write_beside(folder, "tables") as fresh,
         tqdm(desc="partition", unit="rating", unit_scale=0.5, total=2 * n, leave=False, **quiet) as bar,
@@ -275,19 +280,34 @@ def read_own(
     return movie_data(movies, ratings, folder.resolve().name, no_opinion="keep"), before
 
 
+def _footer(path: Path) -> np.ndarray:
+    "The end of a Parquet file: sizes, places and limits of all columns in all of its row groups."
+    with reading(path), path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return np.frombuffer(file.read(length), np.uint8)
+
+
 def load_share(
     source: str | Path | None = None,  # this and the next as for `load_data`
     no_opinion: float | str = "find",
 ) -> tuple[MovieData, int]:  # films and ratings; how many ratings the ranks before this one hold
     "What a rank has to read: its own rows where the data are partitioned, else all of them."
+    if size() == 1:
+        return load_data(source), 0
     folder = _folder(source)
-    if not (size() > 1 and folder and is_partitioned(folder)):
-        return load_data(source, no_opinion=no_opinion), 0
-    own, _ = read_own(folder)
-    counts = own.ratings["rating"].value_counts().rename_axis("value").reset_index(name="n")
-    value = sentinel(together(counts).groupby("value")["n"].sum()) if no_opinion == "find" else no_opinion
-    own = without_opinion(own, "keep" if value is None else value)
-    return own, earlier(len(own.ratings))
+    dealt = folder if folder and is_partitioned(folder) else None
+    data, before = read_own(dealt) if dealt else (load_data(source, no_opinion=no_opinion), 0)
+    ratings = digest(_footer(dealt / "ratings.parquet")) if dealt else digest(data.ratings)
+    agree(films=digest(data.movies.reset_index()), ratings=ratings)
+    if dealt:
+        counts = data.ratings["rating"].value_counts().rename_axis("value").reset_index(name="n")
+        everybodys = together(counts).groupby("value")["n"].sum()
+        value = sentinel(everybodys) if no_opinion == "find" else no_opinion
+        data = without_opinion(data, "keep" if value is None else value)
+        before = earlier(len(data.ratings))
+    return data, before
 
 
 def everybodys_population(
@@ -298,6 +318,45 @@ def everybodys_population(
     steps = np.concatenate(gather(np.array([rating_step(rating)])))
     steps = steps[steps > 0]
     return population(total(rating_sums(code, rating)), float(steps.min()) if len(steps) else 0.0)
+
+# %% ../nbs/00b_ranks.ipynb #h3c
+def _variable(
+    name: str,
+    low: int,
+    high: int,
+    default: str = "",  # where it is not set, or empty
+) -> int:
+    "A variable of the environment that must be a whole number."
+    text = os.environ.get(name, "").strip() or default
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        raise InputError(
+            f"the variable {name} must be a whole number from {low} to {high}, and is '{text}'; "
+            "torchrun sets it, and without WORLD_SIZE this runs alone"
+        )
+    return int(text)
+
+
+def has_others() -> bool:
+    "Whether this process is one of several; raises `InputError` if its variables do not say which."
+    ranks = _variable("WORLD_SIZE", 1, 10**6, "1")
+    if ranks == 1:
+        return False
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    if absent := [o for o in needed if not os.environ.get(o, "").strip()]:
+        raise InputError(
+            f"WORLD_SIZE says that this is one of {ranks} processes, but {', '.join(absent)} not set; "
+            "start it by torchrun, or unset WORLD_SIZE to run alone"
+        )
+    at, port = _variable("RANK", 0, ranks - 1), _variable("MASTER_PORT", 1, 65_535)
+    if at == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        try:
+            socket.create_server(("", port)).close()  # it is rank 0 that the others will call there
+        except OSError as error:
+            raise InputError(
+                f"rank 0 cannot open port {port} of this machine: {error.strerror}; "
+                "give all ranks another MASTER_PORT"
+            ) from error
+    return True
 
 # %% ../nbs/00b_ranks.ipynb #c026
 class RankLost(Exception):
@@ -342,17 +401,49 @@ def _stopped(*_: Any) -> None:
     raise RankLost(LOST)
 
 
+@dataclass
+class _Job:
+    "The ranks of a job, and the board where each that has to go leaves a word."
+
+    board: dist.Store
+    at: int
+    ranks: int
+
+    def leave(self, error: BaseException) -> None:
+        "Pin up why this rank goes; nothing where it has only lost another."
+        with suppress(RuntimeError):
+            self.board.set(f"word/{self.at}", "" if isinstance(error, RankLost) else f"!{error}")
+            self.board.get(f"word/{self.at}")  # now it hangs there, and the others may be let go
+
+    def said_before(self, error: BaseException) -> bool:
+        "Whether a rank of a smaller number goes for the same reason; waits until all of them have to go."
+        with suppress(RuntimeError):
+            return any(self.board.get(f"word/{o}").decode() == f"!{error}" for o in range(self.at))
+        return False
+
+    def reasons(self) -> list[str]:
+        "Where the ranks that go for a reason of their own will note that they have said it."
+        with suppress(RuntimeError):
+            words = {f"said/{o}": f"word/{o}" for o in range(self.ranks)}
+            return [said for said, word in words.items() if self.board.check([word]) and self.board.get(word)]
+        return []
+
+
+_job: _Job | None = None  # that this process takes part in, or has left with an error
+
+
 @contextmanager
 def joined(
     minutes: float = 120,  # to wait for the others at most, whatever they are busy with
 ) -> Iterator[None]:
     "Take part in the job that torchrun has started this process for, if it has."
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    global _job
+    if dist.is_initialized() or not has_others():
         yield
         return
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(_variable("LOCAL_RANK", 0, 10**6, "0") % torch.cuda.device_count())
     threads = torch.get_num_threads()  # those that torchrun left to this rank
     set_num_threads(threads)  # numba's, which would be all cores on every rank
     torch.set_num_threads(threads)  # numba has put them up, as it started its own
@@ -363,13 +454,42 @@ def joined(
         kind = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         corner = _new_corner(store, at, ranks, patience.total_seconds())
         dist.init_process_group(kind, store=corner, rank=at, world_size=ranks, timeout=patience)
+    job = _job = _Job(corner, at, ranks)
     try:
         yield
         with _talking():
             dist.barrier()  # nobody leaves while another still has something to ask
+        _job = None
+    except BaseException as error:
+        job.leave(error)
+        raise
     finally:
         dist.destroy_process_group()
         signal.signal(signal.SIGTERM, before)
+
+# %% ../nbs/00b_ranks.ipynb #h3b
+def is_said(
+    error: BaseException,  # that this rank ends with
+) -> bool:
+    "Whether another rank says why the job ends, so that this one need not."
+    if _job is None:
+        return False
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end this process while it waits
+    return bool(_job.reasons()) if isinstance(error, RankLost) else _job.said_before(error)
+
+
+def last_word(
+    seconds: float = 10,  # to wait for others at most
+) -> None:
+    "Note that this rank has said what it had to say; and stay while another has not."
+    global _job
+    if _job is None:
+        return
+    with suppress(RuntimeError):
+        _job.board.set(f"said/{_job.at}", "")
+        if others := [o for o in _job.reasons() if o != f"said/{_job.at}"]:
+            _job.board.wait(others, timedelta(seconds=seconds))
+    _job = None
 
 # %% ../nbs/00b_ranks.ipynb #c028
 def total(
@@ -484,6 +604,36 @@ def everybody(
     users = pd.RangeIndex(int(total(len(pairs.users))))
     unknown = np.broadcast_to(np.float32("nan"), len(user))
     return Interactions(user, item, rating, unknown, users, pairs.items, pairs.population)
+
+# %% ../nbs/00b_ranks.ipynb #h3f
+def digest(
+    *values: Any,  # tables, ids and arrays
+) -> str:
+    "A short name for what they hold, in the order they hold it."
+    sha = hashlib.sha256()
+    for value in values:
+        value = value.to_frame() if isinstance(value, pd.Index) else value
+        if not isinstance(value, pd.DataFrame):
+            sha.update(np.ascontiguousarray(value).data)
+            continue
+        sha.update(str(list(value.columns)).encode())
+        for at in range(0, len(value), 2**20):
+            sha.update(pd.util.hash_pandas_object(value[at : at + 2**20], index=False).to_numpy().data)
+    return sha.hexdigest()
+
+
+def agree(
+    **facts: str,  # thing -> what this rank has
+) -> None:
+    "Raise `InputError`, on every rank, unless all have the same."
+    said = gather(np.frombuffer(json.dumps(facts).encode(), np.uint8))
+    first, *others = (json.loads(o.tobytes()) for o in said)
+    for at, other in enumerate(others, 1):
+        for name in facts:
+            if other[name] != first[name]:
+                raise InputError(
+                    f"rank {at} has other {name} than rank 0; give all ranks the same files and settings"
+                )
 
 # %% ../nbs/00b_ranks.ipynb #c031
 def run_script(

@@ -6,15 +6,20 @@
 __all__ = ['FORMAT', 'MODEL_FILES', 'PARTS', 'STAGES', 'SIMILARITIES', 'DIVERSITY_USERS', 'PRESETS', 'FIGURES', 'LOCK',
            'stage_settings', 'with_setting', 'as_list', 'top_n', 'stored', 'top_blocks', 'Evaluation', 'evaluation',
            'stage_from_json', 'check_opinions', 'check_judgeable', 'CorrectSmoothRecommender', 'Tuning',
-           'plot_explanation', 'from_preset', 'summary', 'figures', 'report', 'with_seen', 'examples', 'run',
-           'number_or_text', 'parse_settings', 'command', 'cs_run']
+           'plot_explanation', 'from_preset', 'summary', 'figures', 'report', 'with_seen', 'examples', 'checkpoint_of',
+           'run', 'number_or_text', 'parse_settings', 'left_behind', 'cs_run']
+
+# %% ../nbs/07_recommender.ipynb #h3a
+from .shell import begin, command, say
+
+# %% ../nbs/07_recommender.ipynb #h3b
+if __name__ == "__main__" and "__file__" in globals():  # as `python -m`; a notebook has no file
+    begin("cs_run")  # Ctrl-C may come while all of this is loaded
 
 # %% ../nbs/07_recommender.ipynb #c002
 import json
-import os
 import platform
 import re
-import signal
 import sys
 import time
 import warnings
@@ -22,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import partial, wraps
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -31,11 +36,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from fastcore.script import anno_parser
 from filelock import FileLock, Timeout
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numba import njit, prange
+from numba import prange
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
@@ -52,12 +56,14 @@ from correct_smooth.data import (
     add_ratings,
     check_arrays,
     check_choice,
+    check_data,
     check_liked,
     check_number,
     check_ratings,
     check_parquet,
     check_target,
     checksum,
+    compiled,
     generator,
     holdout,
     Interactions,
@@ -67,11 +73,13 @@ from correct_smooth.data import (
     read_marker,
     movie_data,
     positions,
+    printable,
     reading,
     settle,
     split,
     with_standard,
     write_beside,
+    write_csv,
     write_rows,
 )
 from correct_smooth.evaluate import (
@@ -116,7 +124,8 @@ from correct_smooth.model import (
 )
 from .new_users import fit_users
 from correct_smooth.ranks import (
-    RankLost,
+    agree,
+    digest,
     earlier,
     everybodys_population,
     from_first,
@@ -132,7 +141,15 @@ from correct_smooth.ranks import (
     total,
 )
 from .report import Example, html_report
-from .train import TrainConfig, Trained, load_tensors, save_tensors, targets, train
+from correct_smooth.train import (
+    TrainConfig,
+    Trained,
+    check_device,
+    load_tensors,
+    save_tensors,
+    targets,
+    train,
+)
 from .tuning import Grid, best, tune, user_auc, variants
 
 # %% ../nbs/07_recommender.ipynb #c005
@@ -158,7 +175,7 @@ def as_list(ids: Any, name: str) -> list[Any] | np.ndarray:
     return np.asarray(ids) if isinstance(ids, (np.ndarray, pd.Series, pd.Index)) else list(ids)
 
 # %% ../nbs/07_recommender.ipynb #c013
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _shortlists(
     scores: np.ndarray,  # (m, n_items), a row a user
     n: int,
@@ -211,7 +228,7 @@ def top_blocks(
     more: sparse.csc_matrix | None = None,  # (n_items, n_users) stored: leave these out as well
 ) -> Iterator[pd.DataFrame]:  # place (among the users asked for), rank, item, base, refined; best first
     "The best films of many users, one table for each block of them."
-    quiet = {} if progress else {"disable": True}
+    quiet = {} if progress and sys.stderr else {"disable": True}
 
     def known(block: np.ndarray) -> sparse.csc_matrix:
         labels = scorer.labels[:, block]
@@ -439,7 +456,7 @@ class _Answers(_Settings):
         if self.data_.seen is None or not len(self.data_.seen):
             return None
         user, item = (
-            vocabulary.get_indexer(self.data_.seen[o])
+            vocabulary.get_indexer(pd.Index(self.data_.seen[o]))
             for o, vocabulary in (("user_id", self.users_), ("item_id", self.items_))
         )
         known = (user >= 0) & (item >= 0)
@@ -652,6 +669,7 @@ class _Newcomers(_Answers):
     ) -> Self:
         "Take in new ratings, then go on training on all of them from where the weights stand."
         check_number("epochs", epochs, 1, 100_000, whole=True)
+        check_device(self.training)
         other = copy(self)
         other._rows([])
         if ratings is not None:
@@ -715,13 +733,18 @@ class CorrectSmoothRecommender(_Newcomers):
         checkpoint: str | Path | None = None,  # folder for checkpoints, to go on from after a kill
     ) -> Self:
         "Learn from films and ratings."
+        check_data(data)
         if not len(data.ratings):
             raise InputError("there are no ratings to learn from")
         self._check()  # refused now rather than after the features
+        check_device(self.training)
         data = self._with_standard(data)
         dropped: dict[str, int] = {}
         features = clone(self.features).fit(data.movies)
         X = features.transform(data.movies)
+        settings = str({k: v for k, v in self.get_params().items() if k != "progress"})
+        films = digest(data.movies.index, X.data, X.indices, X.indptr) if size() > 1 else ""
+        agree(films=films, settings=settings)
         own = None if edges is None else edge_graph(edges, data.movies.index, dropped)
 
         def graph(part: MovieData) -> sparse.csr_matrix:
@@ -730,6 +753,7 @@ class CorrectSmoothRecommender(_Newcomers):
             return symmetrise(own) if self.graph.symmetrise else own
 
         A = graph(data)
+        agree(graph=digest(A.data, A.indices, A.indptr) if size() > 1 else "")
         watched, final = self._train(X, data, A, graph, checkpoint)
         self.history_, self.epochs_, self.own_graph_ = watched.history, final[0].epochs, own is not None
         self.dropped_ = {k: v for k, v in dropped.items() if v}  # edges left out, and why
@@ -781,6 +805,7 @@ class CorrectSmoothRecommender(_Newcomers):
     ) -> Evaluation:
         "Base against refined on ratings that were held out; see `Evaluation`."
         self._rows([])
+        check_data(test)
         r = test.ratings
         if test.thresholds is None or self.fitted_["liked"] is not None:
             d = self.data_
@@ -838,6 +863,7 @@ class CorrectSmoothRecommender(_Newcomers):
         share: float = 0.2,  # of each user's training ratings to hold back
     ) -> "Tuning":
         "Choose model, graph and refinement on validation ratings, and take them as settings."
+        check_data(data)
         models = list(models)
         named = {str(o): o for o in (variants(self.graph) if graphs is None else graphs)}
         trials = [_trial(self, o) for o in models]
@@ -1036,13 +1062,15 @@ def _judged_as_then(data: MovieData, tables: dict[str, pd.DataFrame], told: dict
     "The same data judged as they were when they were saved."
     check_liked(told["liked"])
     line = tables["thresholds"].set_index("user_id")["threshold"]
-    line = line if len(line) else None
-    people = Population(**{k: float(v) for k, v in told["population"].items()})
-    no_opinion = None if told["no_opinion"] is None else float(told["no_opinion"])
-    seen = check_ratings(tables["seen"], {}) if len(tables["seen"]) else None
-    found = None if told["given"] else line
-    kept = {"thresholds": line, "found": found, "population": people, "no_opinion": no_opinion, "seen": seen}
-    return replace(data, liked=told["liked"], **kept)
+    return replace(
+        data,
+        liked=told["liked"],
+        thresholds=line,
+        found=None if told["given"] else line,
+        population=Population(**{k: float(v) for k, v in told["population"].items()}),
+        no_opinion=None if told["no_opinion"] is None else float(told["no_opinion"]),
+        seen=check_ratings(tables["seen"], {}) if len(tables["seen"]) else None,
+    )
 
 
 def _restored(
@@ -1199,7 +1227,8 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
 def report(told: dict[str, Any]) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
-    dropped = "".join(f"\n  left out: {n:,} {reason}" for reason, n in d["dropped"].items())
+    name = printable(d["name"])
+    dropped = "".join(f"\n  left out: {n:,} {printable(reason)}" for reason, n in d["dropped"].items())
     rows = [f"{'':18}{'base':>9}{'C+S':>9}{'delta':>10}   95% interval"]
     for o in told["base"]:
         low, high = told["ci95"][o]
@@ -1208,7 +1237,7 @@ def report(told: dict[str, Any]) -> str:
         rows.append(f"{row}   [{low:+.4f}, {high:+.4f}]{mark}")
     return "\n".join(
         [
-            f"{d['name']}: {d['users']:,} users, {d['items']:,} films, {d['ratings']:,} ratings{dropped}",
+            f"{name}: {d['users']:,} users, {d['items']:,} films, {d['ratings']:,} ratings{dropped}",
             "",
             *rows,
             "",
@@ -1271,6 +1300,14 @@ LOCK = "correct_smooth.lock"
 _STATE = re.compile(r"[0-9a-f]{32}(-[0-9]+-[0-9]+-of-[0-9]+)?\.(safetensors|json)")  # as `train` names them
 
 
+def checkpoint_of(
+    out: str | Path,  # folder for the results
+) -> Path:
+    "The folder beside it, where a run keeps its training until the results are there."
+    out = Path(out).expanduser().resolve()
+    return out.with_name(f"{out.name}.checkpoint")
+
+
 def _hold(folder: Path, out: Path) -> FileLock:
     "Make a folder for checkpoints, or take one of ours that no process has."
     with reading(folder):
@@ -1305,7 +1342,7 @@ def _clear(folder: Path) -> None:
 @contextmanager
 def _checkpoints(out: Path) -> Iterator[Path]:
     "The folder for a run's checkpoints; it stays if the run fails and left some to go on from."
-    folder, done = out.with_name(f"{out.name}.checkpoint"), False
+    folder, done = checkpoint_of(out), False
     if rank() > 0:
         if trouble := said_by_first():
             raise InputError(trouble)
@@ -1390,7 +1427,7 @@ def _write_evaluation(judged: Evaluation, told: dict[str, Any], shown: list[Exam
     scores = together(judged.predictions[["label", "base", "refined"]], first_only=True)
     if rank() > 0:
         return
-    judged.users.to_csv(folder / "per_user_metrics.csv", index=False)
+    write_csv(judged.users, folder / "per_user_metrics.csv")
     drawn = figures(replace(judged, predictions=scores))
     (folder / "figures").mkdir()
     for name, figure in drawn.items():
@@ -1433,6 +1470,7 @@ def run(
     "Load, split, fit, evaluate, recommend, and write it all down."
     recommender = clone(recommender or CorrectSmoothRecommender()).set_params(seed=seed)
     check_choice("tune", tune, (True, False))
+    check_device(recommender.training)
     out, tuning, seconds = check_target(out, "results"), None, dict[str, float]()
     stage = partial(_timed, seconds)
     with _checkpoints(out) as checkpoint:
@@ -1451,7 +1489,7 @@ def run(
                 _write_lists(recommender, fresh, n)
             with stage("write"):
                 if tuning is not None and rank() == 0:
-                    tuning.refinements.to_csv(fresh / "tuning.csv", index=False, float_format="%.6g")
+                    write_csv(tuning.refinements, fresh / "tuning.csv", float_format="%.6g")
                 _write_model(recommender, fresh / "model")
             told = summary(recommender, data, judged, seconds)
             _write_evaluation(judged, told, examples(recommender, judged), fresh)
@@ -1491,48 +1529,12 @@ def parse_settings(
     return settings
 
 # %% ../nbs/07_recommender.ipynb #c102
-def _until_stopped(seconds: float) -> None:
-    "Wait for torchrun to end this process."
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(seconds)
-
-
-def command(main: Callable[..., None]) -> Callable[..., None]:
-    "Make a function a command: called without arguments, it takes them from the command line."
-    name = main.__name__
-
-    def end(code: int, message: Any) -> SystemExit:
-        one_line = " ".join(str(message).splitlines())  # whatever it quotes
-        own = int(os.environ.get("RANK", 0))
-        if own and code == 2:
-            _until_stopped(2)
-        print(f"{name}: {f'rank {own}: ' if own else ''}{one_line}", file=sys.stderr, flush=True)
-        return SystemExit(code)
-
-    def wrong_flags(message: str) -> None:
-        raise InputError(f"{message}; {name} --help shows what there is")
-
-    @wraps(main)
-    def run_it(*args: Any, **kwargs: Any) -> None:
-        if args or kwargs:
-            return main(*args, **kwargs)
-        parser = anno_parser(main, prog=name)
-        parser.error = wrong_flags
-        try:
-            flags = vars(parser.parse_args())
-            main(**{k: v for k, v in flags.items() if k not in ("pdb", "xtra")})
-        except InputError as error:
-            raise end(2, error) from None
-        except RankLost as error:
-            told = end(1, error)
-            _until_stopped(4)
-            raise told from None
-        except OSError as error:
-            raise end(1, f"something could not be written: {error}") from None
-        except KeyboardInterrupt:
-            raise end(130, "stopped; no result was written") from None
-
-    return run_it
+def left_behind(out: str | Path) -> str:
+    "What is left of a run that was stopped."
+    kept = checkpoint_of(out)
+    if kept.is_dir() and any(_STATE.fullmatch(o.name) for o in kept.iterdir()):
+        return f"the training so far is kept in {kept}, and the same command goes on from there"
+    return "no result was written, and nothing was kept to go on from"
 
 # %% ../nbs/07_recommender.ipynb #c104
 @command
@@ -1550,16 +1552,20 @@ def cs_run(
 ) -> None:
     "Learn from ratings, correct, smooth, measure the gain. Example: cs_run --data ml-25m.zip --out results"
     with joined():
-        bars = sys.stderr.isatty() and rank() == 0
-        given = {**parse_settings(settings), "progress": bars} | (
-            {"liked": number_or_text(liked)} if liked else {}
-        )
-        recommender, opinion = from_preset(preset, **given), number_or_text(no_opinion or "find")
-        told = run(data or None, out, seed, recommender, edges or None, share, tune=tune, no_opinion=opinion)
-        if rank() == 0:
-            print(report(told))
-            seconds = sum(told["seconds"].values())
-            print(f"\n{seconds:.0f} seconds; written to {out}/. A page to look at: {out}/report.html")
+        bars, told = bool(sys.stderr and sys.stderr.isatty()) and rank() == 0, None
+        chosen = {**parse_settings(settings), "progress": bars}
+        if liked:
+            chosen["liked"] = number_or_text(liked)
+        recommender, opinion = from_preset(preset, **chosen), number_or_text(no_opinion or "find")
+        try:
+            told = run(data or None, out, seed, recommender, edges or None, share, 10, tune, opinion)
+            if rank() == 0:
+                seconds, at = sum(told["seconds"].values()), printable(out)
+                say(report(told))
+                say(f"\n{seconds:.0f} seconds; written to {at}/. A page to look at: {at}/report.html")
+        except KeyboardInterrupt:
+            left = left_behind(out) if told is None else f"the results are in {out}/"
+            raise KeyboardInterrupt(left) from None
 
 
 if __name__ == "__main__" and "__file__" in globals():  # as `python -m`; a notebook has no file

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz import fuzz, process
 
-from .data import InputError, as_numbers, check_number
+from .data import InputError, as_numbers, check_number, printable
 
 # %% ../nbs/00a_titles.ipynb #c006
 YEAR = re.compile(r"1[89]\d\d|20\d\d", re.ASCII)
@@ -283,8 +283,7 @@ CLOSE, MARGIN = 90.0, 8.0
 
 
 def _brief(text: str) -> str:
-    shown = "".join(o if o.isprintable() else " " for o in text[:60])
-    return shown + ("…" if len(text) > 60 else "")
+    return printable(text[:60]) + ("…" if len(text) > 60 else "")
 
 
 def _list(films: pd.DataFrame) -> str:

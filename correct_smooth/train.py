@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'SCHEDULES', 'SEAL', 'WORTH_SHARING', 'CHECKPOINT_SECONDS', 'USER_TABLES', 'CHECKPOINT_FORMAT',
-           'margin_targets', 'targets', 'TrainConfig', 'step_size', 'learning_rate', 'parameter_groups', 'Batch',
-           'batches', 'batch_logits', 'mean_loss', 'save_tensors', 'load_tensors', 'train_epoch', 'Trained', 'train']
+           'margin_targets', 'targets', 'TrainConfig', 'check_device', 'step_size', 'learning_rate', 'parameter_groups',
+           'Batch', 'batches', 'batch_logits', 'mean_loss', 'save_tensors', 'load_tensors', 'train_epoch', 'Trained',
+           'train']
 
 # %% ../nbs/04_train.ipynb #c002
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -92,8 +94,14 @@ class TrainConfig:
         check_number("patience", self.patience, 1, whole=True)
         check_choice("target", self.target, TARGETS)
         check_choice("device", self.device, ("cpu", "cuda"))
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device is cuda, and PyTorch finds no GPU here; use cpu")
+
+# %% ../nbs/04_train.ipynb #h3b
+def check_device(config: TrainConfig) -> None:
+    "Raise `InputError` if training is to run on a GPU, and there is none."
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "training's device is cuda, and PyTorch finds no GPU here; set it to cpu (training__device=cpu)"
+        )
 
 # %% ../nbs/04_train.ipynb #c011
 def step_size(
@@ -653,6 +661,7 @@ def train(
     checkpoint: str | Path | None = None,  # folder to keep the state in, and to go on from if it is there
 ) -> Trained:
     "Train on all users at once, with early stopping where there are validation ratings."
+    check_device(config)
     _check(pairs, valid, stop)
     rng, last = _shuffles(seed), min(config.epochs, stop or config.epochs)
     place, n_ratings, kept = numbering(pairs.users), int(total(len(pairs))), None
@@ -664,7 +673,8 @@ def train(
         kept = _checkpoint(checkpoint, name, place)
     aim = targets(pairs, config.target)
     valid_aim = None if valid is None else targets(valid, config.target, pairs)
-    quiet = {} if progress else {"disable": True}  # left unset, the variable TQDM_DISABLE has its say
+    # left unset, the variable TQDM_DISABLE has its say; without a stream for errors there is no bar
+    quiet = {} if progress and sys.stderr else {"disable": True}
     with _surroundings(seed, config, n_ratings):
         ready = _start(X, pairs, model_config, config, place if size() > 1 else None, start)
         if size() > 1:
