@@ -6,8 +6,8 @@
 __all__ = ['TEXT_COLUMNS', 'SPARE_COLUMNS', 'RATING_COLUMNS', 'ROWS', 'PEOPLE', 'cut', 'table', 'terminal_width', 'needed',
            'open_model', 'known_kind', 'parse_users', 'film_columns', 'film_name', 'top_list', 'moved_most', 'counted',
            'heading', 'list_text', 'cs_recommend', 'ask', 'pick_film', 'cs_similar', 'column_name', 'separator',
-           'rating_rows', 'refuse', 'quoted', 'ids_in', 'stars_in', 'films_in', 'free_id', 'ratings_for', 'folded_text',
-           'cs_fold_in', 'cs_partition']
+           'rating_rows', 'refuse', 'quoted', 'ids_in', 'stars_in', 'with_years', 'films_in', 'free_id', 'ratings_for',
+           'folded_text', 'cs_fold_in', 'cs_partition']
 
 # %% ../nbs/07a_commands.ipynb #c002
 import io
@@ -34,13 +34,17 @@ from correct_smooth.data import (
     check_ratings,
     check_target,
     from_cells,
+    id_like,
     printable,
     reading,
+    refuse_page,
+    remarks,
+    whole_number,
 )
 from .ranks import partition
 from .recommender import CorrectSmoothRecommender
 from .shell import command, say
-from .titles import find_movies, movie_id
+from .titles import YEAR, find_movies, movie_id, split_year
 
 # %% ../nbs/07a_commands.ipynb #c007
 def cut(text: str, width: int) -> str:
@@ -105,10 +109,7 @@ def known_kind(
     known: pd.Index,
 ) -> int | str | None:
     "An id of the kind of those known, whole number or text; None where it cannot be one."
-    if known.dtype.kind != "i":
-        return text if text in known else text.strip() or None
-    whole = re.fullmatch(r"(-?\d{1,18})(\.0)?", text.strip(), re.ASCII)
-    return int(whole[1]) if whole else None
+    return text if text in known else id_like(text.strip(), known) if text.strip() else None
 
 
 def parse_users(
@@ -279,7 +280,8 @@ def cs_similar(
     say(f"like {name}, by {by}\n\n{table(pd.DataFrame(rows), terminal_width())}")
 
 # %% ../nbs/07a_commands.ipynb #c046
-RATING_COLUMNS = {o.replace("_", ""): o for o in ("user_id", "item_id", "title", "rating")}
+RATING_COLUMNS = {o.replace("_", ""): o for o in ("user_id", "item_id", "title", "year", "rating")}
+RATING_COLUMNS |= {"movieid": "item_id", "name": "title", "releaseyear": "year", "yourrating": "rating"}
 
 
 def column_name(name: Any) -> str:
@@ -301,6 +303,7 @@ def rating_rows(
     "A file of ratings as it is, ids and titles as text."
     with reading(path):
         raw = Path(path).expanduser().read_bytes()
+        refuse_page(raw[:1_000], str(path))
         if raw[:4] == b"PAR1":
             check_parquet(io.BytesIO(raw), path)
             given, first = pd.read_parquet(io.BytesIO(raw)), 1
@@ -313,7 +316,8 @@ def rating_rows(
             given, first = _read_csv(io.StringIO(text), {o: o for o in names}, str(path), **lines), 2
             given = from_cells(given)
     found = [column_name(o) for o in given.columns]
-    twice = [o for o in RATING_COLUMNS.values() if found.count(o) > 1]
+    known = list(dict.fromkeys(RATING_COLUMNS.values()))
+    twice = [o for o in known if found.count(o) > 1]
     user = [o for o in found if "user" in o.casefold() and o != "user_id"]
     if "rating" not in found or not {"item_id", "title"} & set(found) or twice or user:
         fault = f"has {twice[0]} twice" if twice else "needs the columns rating, and title or item_id"
@@ -322,7 +326,8 @@ def rating_rows(
             f"found: {printable(', '.join(found))[:200]}"
         )
     given = given.set_axis(found, axis=1).set_axis(range(first, first + len(given)), axis=0)
-    rows = given[[o for o in RATING_COLUMNS.values() if o in found]].dropna(how="all")
+    spare = ["year"] if "title" not in found or "item_id" in found else []
+    rows = given[[o for o in known if o in found and o not in spare]].dropna(how="all")
     for o in rows.columns.drop("rating"):
         rows[o] = rows[o].map(str, na_action="ignore")
     if not len(rows):
@@ -371,6 +376,27 @@ def stars_in(column: pd.Series) -> pd.Series:
     return stars
 
 # %% ../nbs/07a_commands.ipynb #c055
+def with_years(
+    titles: pd.Series,  # indexed by row number
+    years: pd.Series,  # as in the file
+) -> pd.Series:  # titles as a person writes them, with the year behind
+    "Titles and years of two columns in one; raises `InputError` naming the rows where they do not fit."
+    whole = years.map(whole_number, na_action="ignore")
+    text = whole.map(lambda o: f"{o:.0f}", na_action="ignore")
+    odd = years.notna() & (years.map(str).str.strip() != "") & ~text.map(_is_year)
+    if odd.any():
+        raise refuse("a year must be a number of four digits", quoted(years[odd]))
+    own = titles.map(lambda o: split_year(o)[1], na_action="ignore")
+    other = own.notna() & whole.notna() & (own != whole)
+    if other.any():
+        raise refuse("title and year tell of different years", quoted((titles + ", " + text)[other]))
+    return titles.where(whole.isna() | own.notna() | titles.isna(), titles + " (" + text + ")")
+
+
+def _is_year(text: Any) -> bool:
+    return isinstance(text, str) and YEAR.fullmatch(text) is not None
+
+
 def films_in(
     column: pd.Series,  # titles, indexed by row number
     movies: pd.DataFrame,
@@ -396,6 +422,7 @@ def films_in(
 def _nearest(movies: pd.DataFrame, title: str) -> str:
     "A title, and the films it may mean."
     near = find_movies(movies, title, 2) if title.strip() else pd.DataFrame()
+    near = near if len(near) or not title.strip() else find_movies(movies, split_year(title)[0], 2)
     hints = [f"#{printable(o.item_id)} {cut(film_name(o.title, o.year), 40)}" for o in near.itertuples()]
     shown = f"'{cut(printable(title), 40)}'"
     return f"{shown} (perhaps {' or '.join(hints)})" if hints else shown
@@ -421,11 +448,12 @@ def ratings_for(
         if len(strange := items[~items.isin(movies.index)]):
             raise refuse("films unknown to this model", quoted(strange))
     else:
-        items = films_in(rows["title"], movies)
+        titles = with_years(rows["title"], rows["year"]) if "year" in rows else rows["title"]
+        items = films_in(titles, movies)
     who = ids_in(rows["user_id"], users) if "user_id" in rows else free_id(users)
     found, dropped = {"user_id": who, "item_id": items, "rating": stars_in(rows["rating"])}, dict[str, int]()
     ratings = check_ratings(pd.DataFrame(found, index=rows.index), dropped)
-    notes += [f"left out: {n:,} {reason}" for reason, n in dropped.items() if n]
+    notes += remarks(dropped)
     known = model.data_.ratings["rating"]
     if ratings["rating"].min() < known.min() or ratings["rating"].max() > known.max():
         low, high = (f"{o:g}" for o in (ratings["rating"].min(), ratings["rating"].max()))
@@ -491,7 +519,7 @@ def cs_partition(
     "Write ratings so that ranks can read their own. Example: cs_partition --data ml-32m.zip --out parted"
     needed(out=out)
     told = partition(data or None, out, sys.stderr.isatty())
-    left_out = "".join(f"\n  left out: {n:,} {printable(o)}" for o, n in told["dropped"].items())
+    left_out = "".join(f"\n  {printable(o)}" for o in remarks(told["dropped"]))
     at = printable(out)
     say(
         f"{told['users']:,} users, {told['items']:,} films, {told['ratings']:,} ratings written to "

@@ -6,10 +6,10 @@
 __all__ = ['UNREADABLE', 'LARGE', 'PLAUSIBLE', 'TEXTS', 'LISTS', 'NUMBERS', 'MARKER', 'TABLES', 'USER_HASH', 'GROUPLENS',
            'MOVIELENS_MD5', 'LABEL_RULES', 'printable', 'InputError', 'check_number', 'check_choice', 'check_liked',
            'generator', 'reading', 'machine_memory', 'check_size', 'check_parquet', 'check_arrays', 'Population',
-           'MovieData', 'check_data', 'whole_number', 'as_ids', 'same_ids', 'id_like', 'find_ids', 'as_text', 'literal',
-           'as_names', 'list_mark', 'as_numbers', 'check_movies', 'check_ratings', 'sentinel', 'without_opinion',
-           'movie_data', 'demo_data', 'refuse_page', 'read_movies_dataset', 'read_movielens', 'checksum',
-           'write_marker', 'read_marker', 'check_target', 'settle', 'workspace', 'write_beside', 'to_cells',
+           'MovieData', 'remarks', 'check_data', 'whole_number', 'as_ids', 'same_ids', 'id_like', 'find_ids', 'as_text',
+           'literal', 'as_names', 'list_mark', 'as_numbers', 'check_movies', 'check_ratings', 'sentinel',
+           'without_opinion', 'movie_data', 'demo_data', 'refuse_page', 'read_movies_dataset', 'read_movielens',
+           'checksum', 'write_marker', 'read_marker', 'check_target', 'settle', 'workspace', 'write_beside', 'to_cells',
            'from_cells', 'write_csv', 'replacing', 'write_rows', 'read_tables', 'write_tables', 'compiled',
            'synthetic_data', 'write_synthetic', 'load_data', 'fetch_movielens', 'fetch_movies_dataset', 'holdout',
            'leave_last', 'by_time', 'cold_items', 'cold_users', 'user_moments', 'shrunk_moments', 'rating_sums',
@@ -269,6 +269,17 @@ class MovieData:
             "dropped": dict(self.dropped),
         }
 
+
+def remarks(
+    dropped: dict[str, int],  # reason -> how many
+) -> list[str]:
+    "What was left out and what there is to note, a line for each."
+    return [
+        f"note: {n:,} {reason[6:]}" if reason.startswith("note: ") else f"left out: {n:,} {reason}"
+        for reason, n in dropped.items()
+        if n
+    ]
+
 # %% ../nbs/00_data.ipynb #h3d
 def check_data(data: Any) -> None:
     "Raise `InputError` unless this is a `MovieData`."
@@ -298,8 +309,8 @@ def _first(cells: pd.Series) -> str:
 def _each(column: pd.Series, change: Callable[[Any], Any], kind: str | None = None) -> pd.Series:
     "The column with every distinct value changed, once; what is missing stays missing."
     codes, values = pd.factorize(column)
-    changed = pd.Series([*map(change, values), None], dtype=kind)
-    return changed.take(codes).set_axis(column.index).rename(column.name)  # -1, missing, is the last
+    changed = pd.Series([*map(change, values), None], dtype=kind, name=column.name)
+    return changed.take(codes).set_axis(column.index)  # -1, missing, is the last
 
 
 def _is_whole(ids: pd.Series | pd.Index) -> bool:
@@ -343,7 +354,7 @@ def _whole_numbers(given: pd.Series, kind: str) -> bool:
     "Whether these are whole numbers that 64 bits, and the type they come in, hold exactly."
     if kind == "integer":
         return bool(given.between(-(2**63), 2**63 - 1).all())
-    exact = {"float16": 2**11, "float32": 2**24}.get(str(given.dtype).lower(), 2**53)
+    exact = {"float16": 2.0**11, "float32": 2.0**24}.get(str(given.dtype).lower(), 2.0**53)
     real = kind in ("floating", "mixed-integer-float", "decimal")
     return bool(real and (given % 1 == 0).all() and (abs(given) < exact).all())
 
@@ -370,10 +381,12 @@ def id_like(
     "An id of the kind of those known, whole number or text; None where it cannot be one."
     if isinstance(value, (float, np.floating)) and value % 1 == 0:
         value = int(value)
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and abs(value) < 2**63
-    if _is_whole(known):
-        return int(value) if whole else whole_number(value)
-    return str(value) if whole or isinstance(value, str) else None
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    whole = whole and -(2**63) <= int(value) < 2**63
+    number = int(value) if whole else whole_number(value)
+    if _is_whole(known) or number is not None:
+        return number if _is_whole(known) else str(number)
+    return value if isinstance(value, str) else None
 
 
 def find_ids(
@@ -533,7 +546,7 @@ def _clean_columns(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
             )
             dropped[f"cells of {o} that are no list of names"] = sum(v is None for v in lists)
             if mark != "|":
-                dropped[f"cells of {o} read as lists with {mark!r} between the names"] = split
+                dropped[f"note: cells of {o} read as lists with {mark!r} between the names"] = split
         elif o in TEXTS:
             movies[o] = given.astype(object).where(given.notna(), "").map(as_text)
         elif o in NUMBERS:
@@ -685,7 +698,7 @@ def movie_data(
     known = stars["item_id"].isin(films.index)
     count["ratings of movies without metadata"] = int((~known).sum())
     if not known.any():
-        lost = ", ".join(f"{n:,} {reason}" for reason, n in count.items() if n)
+        lost = "; ".join(remarks(count))
         raise InputError(
             (
                 f"no rating is of a known movie: ratings hold {stars['item_id'][:2].tolist()} "
@@ -693,7 +706,7 @@ def movie_data(
                 if len(stars) and len(films)
                 else f"nothing to learn from: {len(films)} movies and {len(stars)} ratings"
             )
-            + (f"; left out: {lost}" if lost else "")
+            + (f"; {lost}" if lost else "")
         )
     stars = stars if known.all() else stars[known].reset_index(drop=True)
     check_liked(liked)

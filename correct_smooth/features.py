@@ -42,7 +42,7 @@ class _Words:
         try:
             return list(self.vectorizer.fit(self._texts(movies)).get_feature_names_out())
         except ValueError as error:
-            if "terms remain" in str(error) or "empty vocabulary" in str(error):
+            if any(o in str(error) for o in ("terms remain", "empty vocabulary", "documents than min_df")):
                 return []  # no word is frequent enough
             raise
 
@@ -177,6 +177,13 @@ BLOCKS = (
 ORIGINAL_BLOCKS = BLOCKS[:5]  # those of the method as first written down
 
 
+def _tells(kind: Any, movies: pd.DataFrame) -> bool:
+    "Whether a block of words or names has any, however rare."
+    if isinstance(kind, _Words):
+        return bool(kind._texts(movies).str.strip().any())
+    return isinstance(kind, _Names) and any(kind._lists(movies))
+
+
 class MovieFeatures(TransformerMixin, BaseEstimator):
     "Films as sparse rows: learn the columns from a catalogue, then describe any films in them."
 
@@ -215,14 +222,19 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
         if not len(movies):
             raise InputError("there are no movies to learn features from")
         fitted = {o: (kind, kind.fit(movies)) for o, kind in self._kinds().items()}
+        self.empty_ = [o for o, (kind, names) in fitted.items() if not names and _tells(kind, movies)]
         self._keep({o: pair for o, pair in fitted.items() if pair[1]})
         return self
 
     def _keep(self, fitted: dict[str, tuple[Any, list[str]]]) -> None:
         "Remember fitted blocks and where their columns stand."
         if not fitted:
+            empty = ", ".join(getattr(self, "empty_", []))
             raise InputError(
-                "the movies have nothing to learn from: no text, names or numbers in the known columns"
+                f"no word or name is shared by {self.min_count} films (min_count), so {empty} "
+                "leave nothing to learn from; ask for fewer"
+                if empty
+                else "the movies have nothing to learn from: no text, names or numbers in the blocks in use"
             )
         ends = np.cumsum([len(names) for _, names in fitted.values()])
         self._fitted = fitted

@@ -147,7 +147,7 @@ def _rating_blocks(
 ) -> tuple[pd.DataFrame, Iterator[pd.DataFrame], int, dict[str, int]]:
     "Films, ratings block by block, their number, and what has been left out, which grows with the blocks."
     folder = _folder(source)
-    if not folder or not all((folder / o).is_file() for o in TABLES):
+    if not folder or not _alike(folder):
         data = load_data(source)
         return data.movies, iter([data.ratings]), len(data.ratings), dict(data.dropped)
     dropped: dict[str, int] = {}
@@ -157,6 +157,24 @@ def _rating_blocks(
         movies = check_movies(pd.read_parquet(folder / "movies.parquet"), dropped)
         file = pq.ParquetFile(folder / "ratings.parquet")
         return movies, _checked_blocks(file, dropped), file.metadata.num_rows, dropped
+
+
+def _alike(folder: Path) -> bool:
+    "Whether each block of ratings can be read by itself: item ids are of one kind, and times plain numbers."
+    if not all((folder / o).is_file() for o in TABLES):
+        return False
+    with reading(folder):
+        films, stars = (pq.ParquetFile(folder / o) for o in TABLES)
+        if any(o.schema_arrow.get_field_index("item_id") < 0 for o in (films, stars)):
+            return False  # whoever reads it all will say so
+        kinds = [str(o.schema_arrow.field("item_id").type).removeprefix("large_") for o in (films, stars)]
+        if [o if o == "string" else "int" in o for o in kinds] not in (["string"] * 2, [True] * 2):
+            return False
+        at = stars.schema_arrow.get_field_index("timestamp")
+        groups = [stars.metadata.row_group(o) for o in range(stars.metadata.num_row_groups if at >= 0 else 0)]
+        times = [o.column(at).statistics for o in groups]
+        plain = at < 0 or pa.types.is_integer(stars.schema_arrow.field(at).type)
+        return plain and all(o is not None and not o.null_count for o in times)
 
 
 def _folder(source: str | Path | None) -> Path | None:

@@ -64,6 +64,7 @@ from correct_smooth.data import (
     check_target,
     checksum,
     compiled,
+    find_ids,
     generator,
     holdout,
     Interactions,
@@ -75,6 +76,7 @@ from correct_smooth.data import (
     positions,
     printable,
     reading,
+    remarks,
     settle,
     split,
     with_standard,
@@ -104,14 +106,14 @@ from correct_smooth.features import (
 )
 from correct_smooth.graph import (
     GraphConfig,
+    both_ways,
     check_graph,
-    edge_graph,
     film_graph,
+    given_graph,
     link_films,
     neighbours,
     normalise,
     read_edges,
-    symmetrise,
 )
 from correct_smooth.model import (
     Embeddings,
@@ -466,12 +468,12 @@ class _Answers(_Settings):
         "Positions of users; strangers get the position of the mean user."
         if not hasattr(self, "scorer_"):
             raise NotFittedError("this recommender has learned nothing yet: call fit, or load a saved one")
-        at = self.users_.get_indexer(pd.Index(user_ids))
+        at = find_ids(user_ids, self.users_)
         return np.where(at < 0, len(self.users_), at)
 
     def _strangers(self, user_ids: Any) -> list[Any]:
         "Those of these users who are unknown, with a warning if there are any."
-        ids = pd.Index(user_ids)
+        ids = pd.Index(user_ids, tupleize_cols=False)
         unknown = ids[self._rows(ids) == len(self.users_)].unique().tolist()
         if unknown:
             warnings.warn(
@@ -597,7 +599,8 @@ class _Answers(_Settings):
         told = pd.DataFrame({"at": y.indices, "contribution": found.labels})
         told["part"] = np.where(told["at"] == i, "own label", "neighbour")
         told["label"], told["expected"] = y.data, score(y.indices)
-        rated = self.data_.ratings[self.data_.ratings["user_id"] == user].set_index("item_id")["rating"]
+        own = self.data_.ratings["user_id"].isin(self.users_[row[row < len(self.users_)]])
+        rated = self.data_.ratings[own].set_index("item_id")["rating"]
         told["rating"] = rated.reindex(self.items_[told["at"]]).to_numpy()
         told = told[told["contribution"] != 0].sort_values("contribution", key=abs, ascending=False)
         rest = {"base score": found.base, "smoothing": found.smoothing, "bounds": found.bounds}
@@ -729,7 +732,7 @@ class CorrectSmoothRecommender(_Newcomers):
     def fit(
         self,
         data: MovieData,  # films, and training ratings with their thresholds if it was split
-        edges: pd.DataFrame | None = None,  # source, target, weight: your graph instead of one from content
+        edges: Any = None,  # your graph instead of one from content, as for `given_graph`
         checkpoint: str | Path | None = None,  # folder for checkpoints, to go on from after a kill
     ) -> Self:
         "Learn from films and ratings."
@@ -745,12 +748,15 @@ class CorrectSmoothRecommender(_Newcomers):
         settings = str({k: v for k, v in self.get_params().items() if k != "progress"})
         films = digest(data.movies.index, X.data, X.indices, X.indptr) if size() > 1 else ""
         agree(films=films, settings=settings)
-        own = None if edges is None else edge_graph(edges, data.movies.index, dropped)
+        if features.empty_:
+            rare = f"with no word or name that {features.min_count} films share"
+            dropped[f"note: blocks of features {rare} ({', '.join(features.empty_)})"] = len(features.empty_)
+        own = None if edges is None else given_graph(edges, data.movies.index, dropped)
 
         def graph(part: MovieData) -> sparse.csr_matrix:
             if own is None:
-                return film_graph(X, features.blocks_, index_ratings(part), self.graph)
-            return symmetrise(own) if self.graph.symmetrise else own
+                return film_graph(X, features.blocks_, index_ratings(part), self.graph, dropped)
+            return both_ways(own) if self.graph.symmetrise else own
 
         A = graph(data)
         agree(graph=digest(A.data, A.indices, A.indptr) if size() > 1 else "")
@@ -859,7 +865,7 @@ class CorrectSmoothRecommender(_Newcomers):
         models: Sequence[dict[str, Any]] = ({},),  # settings of the base model to try, as in `set_params`
         graphs: Sequence[GraphConfig] | None = None,  # to try; None: `variants` of the graph that is set
         grid: Grid = Grid(),  # of refinements to try
-        edges: pd.DataFrame | None = None,  # as for `fit`
+        edges: Any = None,  # as for `fit`
         share: float = 0.2,  # of each user's training ratings to hold back
     ) -> "Tuning":
         "Choose model, graph and refinement on validation ratings, and take them as settings."
@@ -1017,7 +1023,8 @@ def _check_sums(
 def _parts(folder: Path) -> list[str]:
     "Names of the parts that several ranks have saved, all of them in this very folder."
     names = json.loads((folder / PARTS).read_text())["parts"]
-    if not names or not all(isinstance(o, str) and re.fullmatch("part-[0-9]{5}", o) for o in names):
+    listed = isinstance(names, list) and names
+    if not listed or not all(isinstance(o, str) and re.fullmatch("part-[0-9]{5}", o) for o in names):
         raise InputError(f"{folder}/{PARTS} must name parts such as part-00000; copy the whole folder again")
     if not all((folder / o / "model.json").is_file() and not (folder / o).is_symlink() for o in names):
         raise InputError(f"{folder}/{PARTS} names parts that are not there; copy the whole folder again")
@@ -1228,7 +1235,7 @@ def report(told: dict[str, Any]) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
     name = printable(d["name"])
-    dropped = "".join(f"\n  left out: {n:,} {printable(reason)}" for reason, n in d["dropped"].items())
+    dropped = "".join(f"\n  {printable(o)}" for o in remarks(d["dropped"]))
     rows = [f"{'':18}{'base':>9}{'C+S':>9}{'delta':>10}   95% interval"]
     for o in told["base"]:
         low, high = told["ci95"][o]

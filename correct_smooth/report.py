@@ -314,7 +314,8 @@ _TEMPLATE = """\
 {% endfor %}
 </dl>
 {% for why, n in told.data.dropped.items() %}
-<p class="soft">Left out: {{ n }} {{ why }}.</p>
+{% set kind = "Note" if why.startswith("note: ") else "Left out" %}
+<p class="soft">{{ kind }}: {{ n }} {{ why.removeprefix("note: ") }}.</p>
 {% endfor %}
 
 <section>

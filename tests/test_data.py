@@ -23,6 +23,7 @@ from correct_smooth import data as module
 from correct_smooth.data import (
     MARKER,
     InputError,
+    as_names,
     as_numbers,
     by_time,
     cold_items,
@@ -796,6 +797,175 @@ def test_films_with_ids_that_are_no_numbers_are_counted():
     films = MOVIELENS["movies.csv"] + b"three,Amelie (2001),Comedy\n"
     data = read_files("movielens", {"movies.csv": films})
     assert len(data.movies) == 2 and sum(data.dropped.values()) == 1
+
+
+IDS = {
+    "numbers": [7, 12],
+    "unsigned": np.array([7, 12], np.uint64),
+    "small": np.array([7, 12], np.int8),
+    "real": [7.0, 12.0],
+    "gaps": pd.array([7, 12], "Int64"),
+    "text": ["7", "12"],
+    "padded": ["007", "012"],
+    "names": ["tt7", "tt12"],
+}
+
+
+@pytest.mark.parametrize("kinds", ["csv csv", "csv parquet", "parquet csv", "parquet parquet"])
+@pytest.mark.parametrize("ids", IDS)
+def test_ids_are_the_same_in_every_pair_of_formats(tmp_path, ids, kinds):
+    "Films and ratings meet, whatever each is written in; numbers stay numbers, all other text as it is."
+    tables = FILMS.assign(item_id=IDS[ids]), STARS.assign(item_id=[IDS[ids][o] for o in (0, 1, 0)])
+    for name, kind, table in zip(("movies", "ratings"), kinds.split(), tables, strict=True):
+        write = parquet_of if kind == "parquet" else csv_of
+        (tmp_path / f"{name}.{kind}").write_bytes(write(table))
+    data = read_tables(tmp_path)
+    text = ids in ("padded", "names") or (ids == "text" and "parquet" in kinds)
+    assert data.movies.index.tolist() == (list(IDS[ids]) if text else [7, 12])
+    assert len(data.ratings) == 3 and not data.dropped
+
+
+@pytest.mark.parametrize("films, stars", [("text", "numbers"), ("numbers", "text"), ("real", "text")])
+def test_text_meets_numbers(tmp_path, films, stars):
+    "In frames as in files the text side becomes numbers if it can, else the other text."
+    given = FILMS.assign(item_id=IDS[films]), STARS.assign(item_id=[IDS[stars][o] for o in (0, 1, 0)])
+    assert movie_data(*given).ratings["item_id"].tolist() == [7, 12, 7]
+    for name, table in zip(("movies", "ratings"), given, strict=True):
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    assert load_data(tmp_path).ratings["item_id"].tolist() == [7, 12, 7]
+    if films == "text":
+        found = movie_data(pd.concat([given[0], FILMS[:1].assign(item_id="tt1")]), given[1])
+        assert found.movies.index.tolist() == ["7", "12", "tt1"] and len(found.ratings) == 3
+
+
+def test_text_that_stands_for_one_number_is_one_film():
+    "Two ways to write one number, seen only when text becomes numbers: the second is a repetition."
+    data = movie_data(FILMS.assign(item_id=["1", "1.0"]), STARS)
+    assert data.movies.index.tolist() == [1] and len(data.ratings) == 2
+    assert data.dropped == {"movies with an id seen before": 1, "ratings of movies without metadata": 1}
+
+
+TEXT_IDS = {"1": "tt1", "2": "tt2"}
+
+
+@pytest.mark.parametrize("layout", ["movielens", "movielens, old", "movies dataset"])
+def test_layouts_of_movielens_with_ids_of_text(layout):
+    "Where most ids are no numbers all are text; one bad row among numbers is counted with what it held."
+    between = "::" if "old" in layout else ","
+    changes, bad = {}, {}
+    for name, content in LAYOUTS[layout][1].items():
+        rows = [o.split(between) for o in content.decode().splitlines()]
+        if name.startswith("ratings"):
+            user = [["ann" if o[0].isdigit() else o[0], TEXT_IDS.get(o[1], o[1]), *o[2:]] for o in rows]
+            bad = {name: content + between.join(["?"] + rows[-1][1:]).encode() + b"\n"}
+        elif name.startswith(("movies.", "links")):
+            user = [[TEXT_IDS.get(o[0], o[0]), *o[1:]] for o in rows]
+        elif name.startswith("tags"):
+            user = [[o[0], TEXT_IDS.get(o[1], o[1]), *o[2:]] for o in rows]
+        else:
+            continue
+        changes[name] = "\n".join(map(between.join, user)).encode() + b"\n"
+    data = read_files(layout, changes)
+    assert data.movies.index.tolist() == ["tt1", "tt2"] and set(data.ratings["user_id"]) == {"ann"}
+    data = read_files(layout, bad)
+    assert data.dropped == {"ratings whose id is not a whole number, such as '?'": 1}
+
+
+@pytest.mark.parametrize("layout", ["movielens", "movielens, old", "movies dataset", "tables, csv"])
+@pytest.mark.parametrize("when", [None, "2005-04-02 23:53:47", "2005-04-02", "yesterday", ""])
+def test_times_are_optional(layout, when):
+    "Ratings without times, with dates as text, or with times that nobody can read: all are kept."
+    name = next(o for o in LAYOUTS[layout][1] if o.startswith("ratings"))
+    between = "::" if "old" in layout else ","
+    rows = [o.rpartition(between)[0] for o in LAYOUTS[layout][1][name].decode().splitlines()]
+    if when is not None:
+        first = "" if "old" in layout else f"{between}timestamp"
+        rows = (
+            [rows[0] + first, *(o + between + when for o in rows[1:])]
+            if first
+            else [o + between + when for o in rows]
+        )
+    data = read_files(layout, {name: "\n".join(rows).encode()})
+    assert len(data.ratings) == 3
+    assert ("timestamp" in data.ratings) == (when is not None and when.startswith("2005"))
+    assert len(data.dropped) == (when == "yesterday")
+
+
+def test_one_time_too_bad_costs_the_column_and_no_rating():
+    "The count says how many, and the reason which."
+    data = movie_data(FILMS, STARS.assign(timestamp=["1", "soon", None]))
+    assert data.dropped == {"timestamps that cannot be read, such as 'soon', and the column with them": 2}
+    with pytest.raises(InputError, match="split by time needs a timestamp"):
+        leave_last(data.ratings)
+
+
+@pytest.mark.parametrize("layout", ["movielens", "movielens, old", "movies dataset", "tables, csv"])
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html>\n<html>", b"\xef\xbb\xbf \n<HTML lang=en>"])
+def test_a_web_page_is_called_one(layout, page, tmp_path):
+    "Whichever of the files it was saved as."
+    for bad in LAYOUTS[layout][1]:
+        for name, content in LAYOUTS[layout][1].items():
+            (tmp_path / name).write_bytes(page if name == bad else content)
+        with pytest.raises(InputError, match="web page"):
+            load_data(tmp_path)
+
+
+def test_the_error_that_nothing_is_left_says_what_was_lost(tmp_path):
+    "Ids that are whole numbers in one file, and in the others not."
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\nx,A,Drama\n")
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating\n1,1,5\n1,2,5\n")
+    with pytest.raises(InputError, match="0 movies.*left out: 1 movies whose id is not a whole .*'x'"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("encoding, hint", [("utf-16", "UTF-8"), ("latin-1", "Windows-1252")])
+def test_other_encodings_are_told(encoding, hint, tmp_path):
+    "A CSV is UTF-8; what else it may be is said."
+    for name, table in (("movies", FILMS.assign(title=["Amélie", "Ran"])), ("ratings", STARS)):
+        (tmp_path / f"{name}.csv").write_text(table.to_csv(index=False), encoding=encoding)
+    with pytest.raises(InputError, match=hint):
+        read_tables(tmp_path)
+
+
+def test_dat_files_are_utf8_or_latin1():
+    "As one and the other are written, in MovieLens 10M and before."
+    for encoding in ("utf-8", "utf-8-sig", "latin-1"):
+        films = "1::Misérables, Les (1995)::Drama\n2::Amélie (2001)::Comedy\n".encode(encoding)
+        data = read_files("movielens, old", {"movies.dat": films})
+        assert data.movies["title"].tolist() == ["Misérables, Les", "Amélie"]
+
+
+PRINTERS = [
+    str,
+    repr,
+    lambda o: str(np.array(o, dtype=object)),
+    lambda o: repr(np.array(o, dtype=object)),
+    lambda o: repr(list(np.array(o, dtype=str))),
+    lambda o: str(tuple(o)),
+    lambda o: repr(set(o)),
+]
+
+
+@pytest.mark.parametrize("printed", PRINTERS)
+@settings(SOME, max_examples=100)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), max_size=40))
+def test_printed_lists_come_back(printed, names):
+    "Whatever the names are, however often the line is broken: the same names, or none and a count."
+    found = as_names(printed(names))
+    assert found is None or sorted(set(found)) == sorted(set(names)) or (names == [] and found == ())
+    if all(o.isalnum() for o in names) and (names or printed is not PRINTERS[-1]):
+        assert found is not None
+
+
+@pytest.mark.parametrize("mark", [", ", ",", "; ", ";"])
+def test_columns_of_lists_with_other_marks(mark):
+    "The column decides, a single `|` in it speaks against, and the remark says how many cells."
+    names = [("Drama", "Romance"), ("War",)]
+    data = movie_data(FILMS.assign(genres=[mark.join(o) for o in names]), STARS)
+    assert data.movies["genres"].tolist() == names
+    assert data.dropped == {f"note: cells of genres read as lists with {mark.strip()!r} between the names": 1}
+    data = movie_data(FILMS.assign(genres=["Drama, Romance", "War|Comedy"]), STARS)
+    assert data.movies["genres"].tolist() == [("Drama, Romance",), ("War", "Comedy")] and not data.dropped
 
 
 def test_csv_ids_mean_the_same_in_both_tables():

@@ -5,11 +5,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -18,10 +20,12 @@ from scipy import sparse
 from correct_smooth.data import InputError, Interactions
 from correct_smooth.graph import (
     GraphConfig,
+    both_ways,
     corating_knn,
     cosine_knn,
     edge_graph,
     film_graph,
+    given_graph,
     graph_statistics,
     neighbours,
     normalise,
@@ -100,11 +104,20 @@ def test_threads_and_lengths_do_not_matter():
         assert_allclose(other.data, A.data, rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", [0, -1, 3, 4])
+@pytest.mark.parametrize("k", [0, -1])
 def test_k_must_leave_a_neighbour(k):
-    "k below 1, or not below the number of films, is refused by value."
+    "k below 1 is refused by value."
     with pytest.raises(InputError, match=f"k must be .*got {k}"):
         cosine_knn(sparse.csr_matrix(np.eye(3, dtype=np.float32)), k)
+
+
+@SOME
+@given(features(), st.integers(0, 5))
+def test_k_beyond_the_catalogue_takes_all_others(X, more):
+    "As many neighbours as there are other films, whatever is asked for."
+    n = X.shape[0]
+    found, wanted = (cosine_knn(X, k, n_threads=1) for k in (n + more, n - 1))
+    assert_array_equal(found.toarray(), wanted.toarray())
 
 
 @st.composite
@@ -288,6 +301,146 @@ def test_order_of_edges_does_not_matter(edges, random):
     assert_array_equal(back.toarray(), there.toarray())
 
 
+NAMES = st.sampled_from(["source", "Source", " SOURCE ", "from", "src"])
+
+
+@SOME
+@given(EDGES, NAMES, st.sampled_from(["target", "Target", "to"]), st.sampled_from(["Weight", "score", "sim"]))
+def test_columns_may_be_called_what_programs_call_them(edges, source, target, weight):
+    "The same graph, with a remark on the weight, and on what else there is."
+    edges = as_table([*edges, (10, 20, 0.5)])
+    dropped = {}
+    other = edges.set_axis([source, target, weight], axis=1).assign(Id=range(len(edges)), Label="x")
+    assert_array_equal(edge_graph(other, ITEMS, dropped).toarray(), edge_graph(edges, ITEMS).toarray())
+    told = [f"note: edge column {weight!r}, taken for the weight"]
+    told += [f"edge column {o!r}, not one of those known" for o in ("Id", "Label")]
+    assert {o: n for o, n in dropped.items() if "edge column" in o} == dict.fromkeys(told, 1)
+
+
+@pytest.mark.parametrize("more, what", [("from", "source"), ("To", "target"), ("similarity", "weight")])
+def test_columns_of_which_two_may_be_meant_are_refused(more, what):
+    "Nobody but their owner can tell which."
+    edges = as_table([(10, 20, 1.0)])
+    with pytest.raises(InputError, match=f"several columns for the {what}: .*{more}"):
+        edge_graph(edges.assign(**{more: edges[what]}), ITEMS)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz", ".CSV"])
+@pytest.mark.parametrize("ids", [["007", "7", "12"], [7, 8, 12], ["7", "8", "12"], [7.0, 8.0, 12.0]])
+def test_ids_in_files_of_edges_are_those_of_the_catalogue(tmp_path, suffix, ids):
+    "Numbers or text, with leading zeros or a `.0`: by the kind of the catalogue, whichever it is."
+    edges, path = pd.DataFrame({"source": ids[:2], "target": ids[1:]}), tmp_path / f"edges{suffix}"
+    if suffix == ".parquet":
+        edges.to_parquet(path)
+    elif suffix == ".npz":
+        np.savez(path, **{o: np.array(edges[o].tolist()) for o in edges})
+    else:
+        edges.to_csv(path, index=False)
+    number = [7, 8, 12] if "007" not in ids else None
+    for items in (pd.Index(ids if number is None else number), pd.Index([str(o) for o in number or ids])):
+        assert given_graph(path, items).toarray().tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
+
+
+@SOME
+@given(graphs())
+def test_an_edge_listed_once_counts_as_one_listed_in_both_directions(A):
+    "Of a mutual graph either half, or one direction of each edge at random, gives all of it back."
+    mutual = symmetrise(A)
+    upper, lower = sparse.triu(mutual, format="csr"), sparse.tril(mutual, format="csr")
+    rng = np.random.default_rng(A.nnz)
+    first = np.triu(rng.random(A.shape) < 0.5, 1)
+    mixed = sparse.csr_matrix(np.where(first | (np.tri(*A.shape, -1, bool) & ~first.T), mutual.toarray(), 0))
+    for listed in (mutual, upper, lower, mixed, mixed.T.tocsr()):
+        assert_array_equal(both_ways(listed).toarray(), mutual.toarray())
+    dense, found = A.toarray().astype(np.float64), both_ways(A).toarray()
+    count = (dense > 0).astype(int) + (dense.T > 0)
+    assert_allclose(found, (dense + dense.T) / np.maximum(count, 1), rtol=1e-6)
+
+
+FORMS = {
+    "scipy": lambda A, g: A,
+    "coo": lambda A, g: sparse.coo_array(A),
+    "csc": lambda A, g: sparse.csc_array(A.astype(np.float64)),
+    "networkx": lambda A, g: g,
+    "multigraph": lambda A, g: nx.MultiGraph(g),
+    "directed": lambda A, g: g.to_directed(),
+    "text": lambda A, g: nx.relabel_nodes(g, str),
+    "table": lambda A, g: nx.to_pandas_edgelist(g),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_graph_is_one_graph_in_any_form(form):
+    "Weights, directions and all; films that are unknown are counted."
+    graph = nx.Graph()
+    graph.add_weighted_edges_from([(10, 20, 0.5), (20, 30, 2.0), (40, 50, 0.25)])
+    A = nx.to_scipy_sparse_array(graph, nodelist=list(ITEMS), dtype=np.float32)
+    found = both_ways(given_graph(FORMS[form](A, graph), ITEMS))
+    assert_array_equal(found.toarray(), A.toarray())
+    if "networkx" in form:
+        graph.add_edge(10, "stranger", weight=1.0)
+        dropped = {}
+        given_graph(graph, ITEMS, dropped)
+        assert dropped["edges with an unknown film"] == 1
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, "torch"])
+def test_an_edge_index_goes_by_position(kind):
+    "As an array or a tensor."
+    at = np.array([[0, 1, 1], [1, 2, 1]])
+    dropped = {}
+    at = torch.from_numpy(at) if kind == "torch" else at.astype(kind)
+    found = given_graph(at, ITEMS, dropped).toarray()
+    assert found.sum() == found[0, 1] + found[1, 2] == 2 and dropped["edges from a film to itself"] == 1
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        np.ones((5, 5)),
+        np.eye(5, dtype=bool),
+        np.zeros((2, 3)),
+        np.zeros((3, 2), int),
+        np.array([[0], [5]]),
+        np.array([[-1], [2]]),
+        np.array("a"),
+        torch.ones(5, 5),
+        torch.eye(5).to_sparse(),
+        sparse.eye(4).tocsr(),
+        sparse.csr_matrix((5, 5)),
+        sparse.diags([-1.0], [1], (5, 5)).tocsr(),
+        sparse.diags([1e38], [1], (5, 5)).tocsr(),
+        nx.Graph(),
+        nx.path_graph(3),
+        [(10, 20)],
+        {10: [20]},
+        7,
+        b"edges.csv",
+        "edges.xlsx",
+        Path("gone.csv"),
+        pd.Series([1, 2]),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_what_is_no_graph_is_refused(edges):
+    "With one clear line each."
+    with pytest.raises(InputError) as caught:
+        given_graph(edges, ITEMS)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("how", ["row", "symmetric", "column"])
+@pytest.mark.parametrize("weight", [1e15 - 2**30, 1.0, 1e-30, 1e-44])
+def test_weights_of_any_size_make_no_gaps(how, weight):
+    "Of a clique of equal weights each film has equal shares, whether these are huge or tiny."
+    n = 30
+    edges = as_table([(i, j, weight) for i in range(n) for j in range(i)])
+    A = both_ways(given_graph(edges, pd.RangeIndex(n)))
+    S = normalise(A, how).toarray()
+    assert np.isfinite(A.data).all()
+    assert_allclose(S, (1 - np.eye(n)) / (n - 1), rtol=1e-6)
+
+
 def test_edges_without_weights_weigh_one():
     "Where there is no column weight every edge counts 1."
     edges = pd.DataFrame({"source": [10, 10], "target": [50, 50]})
@@ -320,8 +473,8 @@ def test_edges_between_strangers_are_named():
 @pytest.mark.parametrize("gone", ["source", "target"])
 def test_missing_columns_are_named(gone):
     "The message says which column is missing and which were found."
-    edges = as_table([(10, 20, 1.0)]).rename(columns={gone: "from"})
-    with pytest.raises(InputError, match=f"lack the column {gone}; found: .*from"):
+    edges = as_table([(10, 20, 1.0)]).rename(columns={gone: "film"})
+    with pytest.raises(InputError, match=f"lack the column {gone}; found: .*film"):
         edge_graph(edges, ITEMS)
 
 
