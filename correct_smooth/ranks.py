@@ -371,7 +371,7 @@ def has_others() -> bool:
             socket.create_server(("", port)).close()  # it is rank 0 that the others will call there
         except OSError as error:
             raise InputError(
-                f"rank 0 cannot open port {port} of this machine: {error.strerror}; "
+                f"rank 0 cannot open port {port} of this machine: {os.strerror(error.errno or 0)}; "
                 "give all ranks another MASTER_PORT"
             ) from error
     return True
@@ -447,7 +447,7 @@ class _Job:
         return []
 
 
-_job: _Job | None = None  # that this process takes part in, or has left with an error
+_left: _Job | None = None  # the job that this process has left with an error
 
 
 @contextmanager
@@ -455,7 +455,8 @@ def joined(
     minutes: float = 120,  # to wait for the others at most, whatever they are busy with
 ) -> Iterator[None]:
     "Take part in the job that torchrun has started this process for, if it has."
-    global _job
+    global _left
+    _left = None
     if dist.is_initialized() or not has_others():
         yield
         return
@@ -472,14 +473,14 @@ def joined(
         kind = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         corner = _new_corner(store, at, ranks, patience.total_seconds())
         dist.init_process_group(kind, store=corner, rank=at, world_size=ranks, timeout=patience)
-    job = _job = _Job(corner, at, ranks)
+    job = _Job(corner, at, ranks)
     try:
         yield
         with _talking():
             dist.barrier()  # nobody leaves while another still has something to ask
-        _job = None
     except BaseException as error:
         job.leave(error)
+        _left = job
         raise
     finally:
         dist.destroy_process_group()
@@ -490,24 +491,22 @@ def is_said(
     error: BaseException,  # that this rank ends with
 ) -> bool:
     "Whether another rank says why the job ends, so that this one need not."
-    if _job is None:
+    if _left is None:
         return False
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end this process while it waits
-    return bool(_job.reasons()) if isinstance(error, RankLost) else _job.said_before(error)
+    return bool(_left.reasons()) if isinstance(error, RankLost) else _left.said_before(error)
 
 
 def last_word(
     seconds: float = 10,  # to wait for others at most
 ) -> None:
     "Note that this rank has said what it had to say; and stay while another has not."
-    global _job
-    if _job is None:
+    if _left is None:
         return
     with suppress(RuntimeError):
-        _job.board.set(f"said/{_job.at}", "")
-        if others := [o for o in _job.reasons() if o != f"said/{_job.at}"]:
-            _job.board.wait(others, timedelta(seconds=seconds))
-    _job = None
+        _left.board.set(f"said/{_left.at}", "")
+        if others := [o for o in _left.reasons() if o != f"said/{_left.at}"]:
+            _left.board.wait(others, timedelta(seconds=seconds))
 
 # %% ../nbs/00b_ranks.ipynb #c028
 def total(
@@ -650,7 +649,7 @@ def agree(
         for name in facts:
             if other[name] != first[name]:
                 raise InputError(
-                    f"rank {at} has other {name} than rank 0; give all ranks the same files and settings"
+                    f"ranks 0 and {at} differ in their {name}; give all ranks the same files and settings"
                 )
 
 # %% ../nbs/00b_ranks.ipynb #c031

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'MODEL_FILES', 'PARTS', 'STAGES', 'SIMILARITIES', 'DIVERSIT
            'stage_settings', 'with_setting', 'as_list', 'top_n', 'stored', 'top_blocks', 'Evaluation', 'evaluation',
            'stage_from_json', 'check_opinions', 'check_judgeable', 'CorrectSmoothRecommender', 'Tuning',
            'plot_explanation', 'from_preset', 'summary', 'figures', 'report', 'with_seen', 'examples', 'checkpoint_of',
-           'run', 'number_or_text', 'parse_settings', 'left_behind', 'cs_run']
+           'left_behind', 'run', 'number_or_text', 'parse_settings', 'cs_run']
 
 # %% ../nbs/07_recommender.ipynb #h3a
 from .shell import begin, command, say
@@ -1422,6 +1422,14 @@ def _write_model(recommender: CorrectSmoothRecommender, folder: Path) -> None:
         write_marker(folder, "model", sums=True)
         _parts(folder)  # where ranks do not share a disk, some are not there
 
+# %% ../nbs/07_recommender.ipynb #h3c
+def left_behind(out: str | Path) -> str:
+    "What is left of a run that was stopped."
+    kept = checkpoint_of(out)
+    if kept.is_dir() and any(_STATE.fullmatch(o.name) for o in kept.iterdir()):
+        return f"the training so far is kept in {kept}, and the same command goes on from there"
+    return "no result was written, and nothing was kept to go on from"
+
 # %% ../nbs/07_recommender.ipynb #c096
 def _write_evaluation(judged: Evaluation, told: dict[str, Any], shown: list[Example], folder: Path) -> None:
     "What an evaluation found, as tables, figures and a page."
@@ -1534,14 +1542,6 @@ def parse_settings(
         except (ValueError, RecursionError):
             settings[name] = value
     return settings
-
-# %% ../nbs/07_recommender.ipynb #c102
-def left_behind(out: str | Path) -> str:
-    "What is left of a run that was stopped."
-    kept = checkpoint_of(out)
-    if kept.is_dir() and any(_STATE.fullmatch(o.name) for o in kept.iterdir()):
-        return f"the training so far is kept in {kept}, and the same command goes on from there"
-    return "no result was written, and nothing was kept to go on from"
 
 # %% ../nbs/07_recommender.ipynb #c104
 @command

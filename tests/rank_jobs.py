@@ -231,6 +231,13 @@ def train_on(folder, checkpoint=None, die=None, spoil=None, model=None, config=P
     return found | arrays_of(result.model.state_dict(), "model.")
 
 
+def each_its_own(folders, edges=None):
+    "Fit, each rank to the folder, and to the graph, of its number."
+    data, _ = load_share(folders[rank()])
+    table = None if edges is None else pd.DataFrame({"source": [0, 1], "target": [1, edges[rank()]]})
+    quick(ensemble=1).fit(own_part(data), table)
+
+
 def graphs(folder):
     "Film graphs of several kinds."
     data, _ = load_share(folder)
@@ -295,9 +302,12 @@ def undisturbed(folder, out):
 
 
 COMMAND = """
-import os, signal, time
+import os, signal, sys, time
 from correct_smooth import train as training
 from correct_smooth.recommender import cs_run
+
+if os.environ.get("WRONG") == os.environ["RANK"]:
+    sys.argv[-1] = "nonsense=1"
 
 training.CHECKPOINT_SECONDS = 0
 train_epoch, rank, life = training.train_epoch, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]

@@ -103,7 +103,7 @@ def cs(models, monkeypatch):
 def script(name, *flags):
     "What a console script runs, and as a shell runs it: to a job in the background Ctrl-C means nothing."
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += f"from correct_smooth.commands import {name} as main; sys.exit(main())"
+    code += f"from correct_smooth.shell import {name} as main; sys.exit(main())"
     return [sys.executable, "-c", code, *map(str, flags)]
 
 

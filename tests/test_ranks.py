@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -424,6 +425,53 @@ def test_a_rank_without_ratings_says_so_on_all(server, tmp_path):
     assert any("use fewer ranks" in o.get("error", "") for o in found)
 
 
+# --- other data on one of the ranks
+
+
+@pytest.fixture(scope="module")
+def others(base, tmp_path_factory):
+    "The same world with something changed, as it is and dealt out."
+    folder, world = tmp_path_factory.mktemp("others"), synthetic_data(60, 80, 1500)
+    r, films = world.ratings, world.movies
+    changed = {
+        "title": replace(world, movies=films.assign(title=["Another", *films["title"][1:]])),
+        "rating": replace(world, ratings=r.assign(rating=[5.5 - r["rating"][0], *r["rating"][1:]])),
+        "order": replace(world, ratings=r[::-1].reset_index(drop=True)),
+        "fewer": replace(world, ratings=r[:-1]),
+    }
+    for name, data in changed.items():
+        write_tables(data, folder / name)
+        partition(folder / name, folder / f"{name}-dealt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ("title", "films"),
+        ("rating", "ratings"),
+        ("order", "ratings"),
+        ("title-dealt", "films"),
+        ("fewer-dealt", "ratings"),
+        ("plain-dealt", "ratings"),
+    ],
+)
+def test_one_rank_with_other_data_is_refused_by_all(server, base, others, tmp_path, other, what):
+    "Before anything is made of them."
+    own = base / ("plain-dealt" if other not in ("title", "rating", "order", "plain-dealt") else "plain")
+    theirs = base / other if other.startswith("plain") else others / other
+    found = jobs.on_ranks(server, tmp_path / "ranks", 2, jobs.each_its_own, [own, theirs])
+    told = f"ranks 0 and 1 differ in their {what}; give all ranks the same files and settings"
+    assert [(o.get("kind"), o.get("error")) for o in found] == [("InputError", told)] * 2
+
+
+def test_one_rank_with_another_graph_is_refused_by_all(server, base, tmp_path):
+    folders = [base / "plain-dealt"] * 3
+    found = jobs.on_ranks(server, tmp_path / "ranks", 3, jobs.each_its_own, folders, [2, 2, 3])
+    told = "ranks 0 and 2 differ in their graph; give all ranks the same files and settings"
+    assert [(o.get("kind"), o.get("error")) for o in found] == [("InputError", told)] * 3
+
+
 # --- checkpoints
 
 
@@ -696,3 +744,12 @@ def test_a_wrong_setting_is_said_once(base, tmp_path):
     assert job.returncode == 1
     assert said.count("there is no setting 'nonsense'") == 1 and "cs_run: there is no setting" in said
     assert "rank 1: " not in said and beside(tmp_path / "job") == []
+
+
+def test_a_mistake_of_one_rank_is_said_by_that_rank(base, tmp_path):
+    "And nobody else says anything."
+    job = jobs.by_torchrun(tmp_path / "job", base / "plain-dealt", *TWO, WRONG="1")
+    _, said = jobs.ended(job)
+    assert job.returncode == 1
+    assert said.count("there is no setting 'nonsense'") == 1 and "cs_run: rank 1: there is no" in said
+    assert said.count("cs_run: ") == 1 and beside(tmp_path / "job") == []
