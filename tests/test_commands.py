@@ -351,6 +351,51 @@ def test_a_file_that_cannot_be_used_is_one_line(cs, tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        "Title,Year,Rating",
+        "name, YEAR ,rating",
+        "Date,Name,Year,Letterboxd URI,Rating",
+        "title,year,Your Rating",
+    ],
+)
+def test_titles_with_years(models, tmp_path, header):
+    "Remakes are told apart by the year, in the columns of whatever service; other columns are remarked."
+    names = [o.strip().casefold() for o in header.split(",")]
+    row = {"date": "2024-01-01", "letterboxd uri": "https://boxd.it/x"}
+    rows = [
+        ("The Twins", "1954", "5"),
+        ("the twins", "1953", "1"),
+        ("Film 11", "1961.0", "2"),
+        ("Film 12", "", "3"),
+    ]
+    cells = [{**row, names[-3 if "date" not in names else 1]: t, "year": y, names[-1]: s} for t, y, s in rows]
+    text = "\n".join([header, *(",".join(o[k] for k in names) for o in cells)])
+    (tmp_path / "mine.csv").write_text(text)
+    found, notes = ratings_for(open_model(models / "numbered"), tmp_path / "mine.csv")
+    assert found["item_id"].tolist() == [4, 3, 11, 12] and found["rating"].tolist() == [5, 1, 2, 3]
+    assert len(notes) == 2 * ("date" in names)
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("The Twins,1999,5", "row 2: no film is called 'The Twins .1999.'; near it: The Twins .1953, id 3"),
+        ("The Twins,,5", "row 2: 'The Twins' may be .*Write the year too"),
+        ("The Twins,54,5", "a year must be a number of four digits: row 2: '54'"),
+        ("The Twins,soon,5", "a year must be a number of four digits: row 2: 'soon'"),
+        ("The Twins (1954),1953,5", "title and year tell of different years: row 2"),
+        ("The Twins,1999,5\nPlain,1812,5", "row 2: .*perhaps #3 The Twins .1953.*row 3: .*perhaps #10 Plain"),
+    ],
+)
+def test_years_that_do_not_fit(models, tmp_path, rows, message):
+    "Refused with the row, and with what may be meant."
+    (tmp_path / "mine.csv").write_text(f"title,year,rating\n{rows}\n")
+    with pytest.raises(InputError, match=message):
+        ratings_for(open_model(models / "numbered"), tmp_path / "mine.csv")
+
+
+@pytest.mark.parametrize(
     "rating, message",
     [
         ([[1, 2], [3]], "row 1: '[1 2]', row 2: '[3]'"),

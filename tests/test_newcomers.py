@@ -1,5 +1,8 @@
 """People, films and ratings that come after training: what is learned of them, and what they leave alone."""
 
+from dataclasses import replace
+
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,12 +15,14 @@ from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
 from correct_smooth.correct_smooth import CorrectAndSmooth
-from correct_smooth.data import InputError, add_ratings, index_ratings, synthetic_data
+from correct_smooth.data import InputError, add_ratings, index_ratings, movie_data, synthetic_data
+from correct_smooth.features import MovieFeatures
 from correct_smooth.graph import GraphConfig
 from correct_smooth.model import ModelConfig
 from correct_smooth.new_users import fit_users
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.train import TrainConfig, train
+from correct_smooth.tuning import Grid
 
 QUICK = {"graph": GraphConfig(k=5), "training": TrainConfig(epochs=3), "progress": False}
 SOME = settings(deadline=None, max_examples=25, database=None)
@@ -191,6 +196,87 @@ def test_films_and_people_that_cannot_be_taken_in(fitted, world):
         r.partial_fit(epochs=0)
     pd.testing.assert_frame_equal(r.recommend(n=5), before)
     assert len(r.fold_in(ratings(100, [1], [5])[:0]).users_) == 60
+
+
+KINDS = [np.int64, np.uint64, np.int8, np.float64, "Int64", str, "category"]
+
+
+@pytest.mark.parametrize("known", KINDS)
+def test_ids_of_any_type_are_found_again(world, known):
+    "Whatever ids were trained with, and whatever they are asked for as: the same people, the same films."
+    text = known is str
+    r = world.ratings.astype({"user_id": known, "item_id": known})
+    films = world.movies.set_axis(world.movies.index.astype(known), axis=0).rename_axis("item_id")
+    r = CorrectSmoothRecommender(**QUICK, ensemble=1).fit(movie_data(films, r))
+    assert r.users_.tolist() == (sorted(map(str, range(60))) if text else list(range(60)))
+    users, items = np.arange(5), np.arange(20, 25)
+    wanted, before = r.predict(users, items), r.explain(3, 7)
+    rated = world.ratings.query("user_id == 2 and 20 <= item_id < 25").shape[0]
+    for asked in KINDS:
+        ids = [pd.Series(o).astype(asked) for o in (users, items)]
+        assert_array_equal(r.predict(*ids)["refined"], wanted["refined"])
+        lists = r.recommend(ids[0], n=3, items=ids[1])
+        assert_array_equal(lists["refined"], r.recommend(users, n=3, items=items)["refined"])
+        why = r.explain(ids[0][3], pd.Series([7]).astype(asked)[0])
+        pd.testing.assert_frame_equal(why, before)
+        new = ratings(2, items, [1, 2, 3, 4, 5]).astype({"user_id": asked, "item_id": asked})
+        grown = again(r).fold_in(new)
+        assert_array_equal(grown.users_, r.users_)
+        assert len(grown.data_.ratings) == len(r.data_.ratings) + 5 - rated
+    with pytest.warns(UserWarning, match="'007' is unknown"):
+        r.recommend(["007"])
+
+
+def test_edges_in_any_form_give_one_model(world, tmp_path):
+    "Listed once or twice, by id or by position, in a file or not; and tuning takes them as well."
+    graph = nx.path_graph(80)
+    once = nx.to_pandas_edgelist(graph)
+    once.to_csv(tmp_path / "edges.csv", index=False)
+    twice = pd.concat([once, once.rename(columns={"source": "target", "target": "source"})])
+    forms = [once, twice, graph, nx.to_scipy_sparse_array(graph), np.array(graph.edges).T]
+    forms += [torch.from_numpy(forms[-1]), tmp_path / "edges.csv", str(tmp_path / "edges.csv")]
+    models = [CorrectSmoothRecommender(**QUICK, ensemble=1).fit(world, o) for o in forms]
+    for other in models[1:]:
+        assert (other.A_ != models[0].A_).nnz == 0
+        pd.testing.assert_frame_equal(other.recommend([0]), models[0].recommend([0]))
+    assert models[0].A_.max() == 1  # not halved
+    with pytest.raises(InputError, match="edges must be a DataFrame"):
+        models[0].fit(world, [(1, 2)])
+    grid = Grid(shrinkage=(6,), spread=(), alpha=(1,), half_trust=(0,), beta=(0.5,), T=(0,))
+    tuned = [CorrectSmoothRecommender(**QUICK, ensemble=1).tune(world, edges=o, grid=grid) for o in forms[:3]]
+    assert tuned[0].refinements.equals(tuned[1].refinements) and tuned[0].refinements.equals(
+        tuned[2].refinements
+    )
+
+
+@pytest.mark.parametrize("n_items", [1, 2, 3, 10])
+@pytest.mark.parametrize("n_users", [1, 6])
+@pytest.mark.parametrize("encoder", ["mlp", "sage"])
+def test_catalogues_of_a_few_films(n_items, n_users, encoder):
+    "With the defaults: fewer neighbours than asked for, which is noted, and lists as long as can be."
+    films = pd.DataFrame({"item_id": range(n_items), "genres": "Drama"})
+    pairs = [(u, i, (u * i + u) % 5 + 1) for u in range(n_users) for i in range(n_items) if (u + i) % 3]
+    table = pd.DataFrame([*pairs, (0, 0, 3)], columns=["user_id", "item_id", "rating"])
+    r = CorrectSmoothRecommender(progress=False, ensemble=1).set_params(
+        training__epochs=2, model__encoder=encoder, features__min_count=1
+    )
+    r.fit(movie_data(films, table))
+    noted = f"note: neighbours of each film fewer than asked for, there being {n_items} films"
+    assert r.dropped_ == {noted: 21 - n_items}
+    top = r.recommend([0], n=20)
+    assert len(top) == n_items - table["item_id"][table["user_id"] == 0].nunique()
+    assert np.isfinite(r.predict([0] * n_items, range(n_items))[["base", "refined"]]).all(axis=None)
+
+
+def test_terms_that_no_films_share(world):
+    "Blocks that are left empty by it are named; where nothing is left the error says what to change."
+    r = CorrectSmoothRecommender(**QUICK, ensemble=1, features=MovieFeatures(min_count=1000)).fit(world)
+    assert list(r.dropped_) == [
+        "note: blocks of features with no word or name that 1000 films share (overview, genres, era)"
+    ]
+    bare = replace(world, movies=world.movies[["genres"]])
+    with pytest.raises(InputError, match="shared by 1000 films .min_count., so genres leave nothing"):
+        r.fit(bare)
 
 
 def test_a_head_that_is_not_convex_is_refused(world):

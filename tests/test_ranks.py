@@ -400,6 +400,34 @@ def test_each_rating_is_some_ranks_exactly_once(tmp_path_factory, source, n):
     assert at == len(wanted)
 
 
+@pytest.mark.parametrize("films", ["i8", "str"])
+@pytest.mark.parametrize("when", ["plain", "text", "unread", "gaps"])
+def test_what_no_block_can_decide_is_decided_by_all(tmp_path, monkeypatch, films, when):
+    "One film whose id is no number, far behind; times as text, or one that nobody can read."
+    world = synthetic_data(20, 30, 160)
+    stars = world.ratings.astype({"item_id": str})
+    stars.loc[len(stars)] = [19, "tt1", 3.0, 0]
+    times = {
+        "plain": stars["timestamp"],
+        "text": pd.to_datetime(stars["timestamp"], unit="s").astype(str),
+        "unread": stars["timestamp"].astype(str).where(stars.index != 150, "soon"),
+        "gaps": stars["timestamp"].astype("Int64").where(stars.index != 150),
+    }
+    (tmp_path / "in").mkdir()
+    table = world.movies.reset_index().astype({"item_id": films})
+    table.to_parquet(tmp_path / "in" / "movies.parquet", index=False)
+    stars = stars.assign(timestamp=times[when])
+    stars.to_parquet(tmp_path / "in" / "ratings.parquet", index=False, row_group_size=20)
+    monkeypatch.setattr(ranks, "BUCKET", 40)
+    told, wanted = partition(tmp_path / "in", tmp_path / "out"), load_data(tmp_path / "in")
+    assert told["dropped"] == wanted.dropped and told["ratings"] == 160
+    assert wanted.movies.index[0] == "0" and ("timestamp" in wanted.ratings) == (when in ("plain", "text"))
+    found = load_data(tmp_path / "out").ratings
+    pd.testing.assert_frame_equal(
+        ordered(found, "user_id", "item_id"), ordered(wanted.ratings, "user_id", "item_id")
+    )
+
+
 def test_only_own_row_groups_are_read(tmp_path, monkeypatch):
     "Of 60 row groups a rank of six reads its ten, and one at most that it shares."
     write_tables(synthetic_data(200, 100, 6000), tmp_path / "in")
