@@ -1,4 +1,4 @@
-"""Ordinary places to run in: no home, no GPU, no terminal, half a cluster; and data that would take one over."""
+"""Ordinary places to run in: no home, no GPU, no terminal, half a cluster; and text that would take over."""
 
 import io
 import os
@@ -11,6 +11,7 @@ import unicodedata
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numba
 import numpy as np
@@ -21,6 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from correct_smooth import commands, recommender
+from correct_smooth import train as training
 from correct_smooth.commands import rating_rows
 from correct_smooth.data import (
     InputError,
@@ -78,6 +80,24 @@ def script(before="", name="cs_run"):
     return [sys.executable, "-c", f"{code}from correct_smooth.shell import {name}\nsys.exit({name}())"]
 
 
+@pytest.fixture
+def cs(monkeypatch):
+    "Run a command in this process: exit code, stdout, stderr."
+
+    def run_it(name, *flags):
+        out, said = io.StringIO(), io.StringIO()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        with redirect_stdout(out), redirect_stderr(said):
+            try:
+                getattr(commands if hasattr(commands, name) else recommender, name)()
+                code = 0
+            except SystemExit as end:
+                code = end.code
+        return code, out.getvalue(), said.getvalue()
+
+    return run_it
+
+
 # --- where nothing can be written
 
 READ_ONLY = """
@@ -94,7 +114,7 @@ except RuntimeError as error:
 
 @pytest.mark.skipif(os.name != "posix", reason="made for the file systems of POSIX")
 def test_a_read_only_install_without_a_home_works(tmp_path):
-    "A file is where the folder for compiled code should be, and the home is none: root cannot write there either."
+    "Where the folder for compiled code should be there is a file, and no home: not even root could write."
     package = tmp_path / "correct_smooth"
     shutil.copytree(ROOT / "correct_smooth", package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__pycache__").touch()
@@ -168,10 +188,8 @@ def outcome(folder, shell, **variables):
 @pytest.mark.parametrize(
     "shell, lines",
     [
-        ('"$@" >&-', 0),
         ('"$@" <&- >&- 2>&-', 0),
         ('"$@" | head -1', 1),
-        ('"$@" 2>&1 | head -0', 0),
     ],
 )
 def test_results_are_there_whoever_listens(world, shell, lines):
@@ -236,10 +254,8 @@ def test_ctrl_c_while_all_is_loaded_is_one_line(world, flags):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 def test_ctrl_c_while_python_dash_m_loads_is_one_line(world):
-    code = (
-        f"import runpy, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{AT_IMPORT}\n"
-    )
-    code += "runpy.run_module('correct_smooth.recommender', run_name='__main__', alter_sys=True)"
+    code = f"import runpy, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{AT_IMPORT}"
+    code += "\nrunpy.run_module('correct_smooth.recommender', run_name='__main__', alter_sys=True)"
     pipe = subprocess.PIPE
     options = dict(env=environment(), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     with subprocess.Popen([sys.executable, "-c", code], **options) as job:
@@ -250,11 +266,12 @@ def test_ctrl_c_while_python_dash_m_loads_is_one_line(world):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
-def test_ctrl_c_tells_what_is_kept_and_the_same_command_goes_on(world):
+def test_ctrl_c_tells_what_is_kept_and_the_same_command_goes_on(world, cs, monkeypatch):
     folder = world[1]
-    told = interrupted(folder, AT_EPOCH % 0)
+    with mock.patch.object(recommender, "load_share", side_effect=KeyboardInterrupt):
+        code, out, said = cs("cs_run", "--out", folder.parent / "out")
     nothing = "cs_run: stopped; no result was written, and nothing was kept to go on from\n"
-    assert told == (130, "", nothing)
+    assert (code, out, said) == (130, "", nothing)
     told = interrupted(folder, AT_EPOCH % 2)
     kept = folder.parent.resolve() / "out.checkpoint"
     assert told == (
@@ -262,36 +279,15 @@ def test_ctrl_c_tells_what_is_kept_and_the_same_command_goes_on(world):
         f"cs_run: stopped; the training so far is kept in {kept}, and the same command goes on from there\n",
     )  # fmt: skip
     assert any(kept.iterdir()) and not (folder.parent / "out").exists()
-    again = "from correct_smooth import train\nof = train.train_epoch\n"
-    again += (
-        "def epoch(*args):\n    print('epoch', args[7])\n    return of(*args)\ntrain.train_epoch = epoch\n"
-    )
-    line = [*script(again), "--data", str(folder), "--out", "out", "--settings", FEW]
-    done = subprocess.run(line, cwd=folder.parent, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.splitlines()[0] == "epoch 2", done.stderr
+    epochs, of = [], training.train_epoch
+    monkeypatch.setattr(training, "train_epoch", lambda *args: epochs.append(args[7]) or of(*args))
+    line = ("--data", folder, "--out", folder.parent / "out", "--settings", FEW)
+    assert cs("cs_run", *line)[0] == 0 and epochs[0] == 2
     assert not kept.exists()
     shutil.rmtree(folder.parent / "out")
 
 
 # --- half a cluster
-
-
-@pytest.fixture
-def cs(monkeypatch):
-    "Run a command in this process: exit code, stdout, stderr."
-
-    def run_it(name, *flags):
-        out, said = io.StringIO(), io.StringIO()
-        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
-        with redirect_stdout(out), redirect_stderr(said):
-            try:
-                getattr(commands if hasattr(commands, name) else recommender, name)()
-                code = 0
-            except SystemExit as end:
-                code = end.code
-        return code, out.getvalue(), said.getvalue()
-
-    return run_it
 
 
 @pytest.mark.parametrize(
@@ -451,7 +447,7 @@ def test_any_text_comes_back_and_none_is_a_formula(texts):
         pd.testing.assert_frame_equal(from_cells(cells), table)
 
 
-@ANY
+@settings(ANY, max_examples=40)
 @given(texts=st.lists(CELLS.filter(bool), min_size=1, unique=True))
 @example(texts=["=cmd", "'=cmd", "a\rb", 'a"b\r\n', "\t", "\ufeff"])
 def test_what_we_write_our_readers_read(tmp_path_factory, texts):
