@@ -1,11 +1,7 @@
 """Several ranks do what one process does: the same gradients, graphs, results; checkpoints outlive them."""
 
 import json
-import os
-import signal
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from rounding import rounding
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from correct_smooth import ranks
@@ -87,11 +84,11 @@ def by_user(found, name):
     return np.concatenate([o[name] for o in found])[np.argsort(users)]
 
 
-def near(one, other):
-    "Equal to a millionth, of one and of the largest of them."
+def near(one, other, terms):
+    "Equal to the rounding of sums over so many ratings; one rating left out would move them by 1 / terms."
     assert one.shape == other.shape and np.isfinite(one).all()
     off, most = np.abs(one - other).max(), np.abs(other).max()
-    assert most > 0 and off <= 1e-6 and off <= 1e-6 * most, (off, most)
+    assert most > 0 and off <= rounding(terms, most), (off, most)
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -102,18 +99,18 @@ def test_first_gradients_are_those_of_one_process(server, base, tmp_path, n):
     alone = one_process(jobs.first_step, folder, jobs.WHOLE)
     assert_array_equal(np.sort(np.concatenate([o["users"] for o in found])), alone["users"])
     assert all(len(o["users"]) for o in found)
-    names = [o for o in alone if ".grad." in o]
+    names, n_ratings = [o for o in alone if ".grad." in o], alone["plain.rows"].shape[1]
     assert len(names) > 2 * 5
     for name in names:
         weight = name.replace(".grad.", ".weight.")
         if ".users." in name:
             assert_array_equal(by_user(found, weight), alone[weight])
-            near(by_user(found, name), alone[name])
+            near(by_user(found, name), alone[name], n_ratings)
         else:
             for o in found:
                 assert_array_equal(o[weight], alone[weight])
                 assert_array_equal(o[name], found[0][name])
-            near(found[0][name], alone[name])
+            near(found[0][name], alone[name], n_ratings)
 
 
 def test_gradient_of_a_batch_is_that_of_the_ranks_ratings_together(server, base, tmp_path):
@@ -140,7 +137,7 @@ def test_gradient_of_a_batch_is_that_of_the_ranks_ratings_together(server, base,
         for group, weights in zip(("shared", "users"), optimizer.param_groups, strict=True):
             for n, o in enumerate(weights["params"]):
                 name = f"{kind}.grad.{group}.{n}"
-                near(by_user(found, name) if group == "users" else found[0][name], o.grad.numpy())
+                near(by_user(found, name) if group == "users" else found[0][name], o.grad.numpy(), 300)
 
 
 # --- training
@@ -168,7 +165,11 @@ def test_whole_steps_lose_what_one_process_loses(server, base, tmp_path):
     args = (base / "plain-dealt", None, None, None, jobs.CALM, jobs.WHOLE)
     found = start(server, tmp_path / "train", 2, jobs.train_on, *args)
     alone = one_process(jobs.train_on, *args)
-    assert_allclose(found[0]["history"], alone["history"], rtol=1e-5)
+    n_weights = sum(o.size for k, o in alone.items() if k.startswith("model."))
+    noise = rounding(1500, 1e-3)  # of gradients, which are of that size
+    # Adam moves a weight by at most noise / gradient of its rate, and the loss by gradient times that
+    apart = n_weights * jobs.WHOLE.learning_rate * noise * jobs.WHOLE.epochs
+    assert_allclose(found[0]["history"], alone["history"], rtol=0, atol=apart)
     assert alone["history"][-1, 0] < alone["history"][0, 0]
 
 
@@ -270,7 +271,7 @@ def test_trainings_had_the_ratings_they_have_in_one_process(done):
 
 
 def test_what_two_ranks_tell_is_what_their_model_tells_in_one_process(done):
-    "Scores to a millionth: matrix products of other users beside them are rounded in another way."
+    "To rounding: matrix products of other users beside them add up in another order."
     source, out, _, _ = done
     model = CorrectSmoothRecommender.load(out / "model")
     told = pd.read_parquet(out / "predictions.parquet")
@@ -280,19 +281,27 @@ def test_what_two_ranks_tell_is_what_their_model_tells_in_one_process(done):
     pd.testing.assert_frame_equal(
         ordered(told, "user_id", "item_id")[columns], ordered(held.ratings, "user_id", "item_id")[columns]
     )
+    H, U = (np.abs(o).max(axis=0) for o in (model.scorer_.model.H, model.scorer_.model.U))
+    apart = rounding(len(H) + 2, H @ U + 2)  # of logits: products, and two biases below 1; scores move less
+    apart *= 1 + model.refinement.alpha  # a correction is at most alpha times a mean of such errors
     again = model.predict(told["user_id"], told["item_id"])
     for name in ("base", "refined"):
-        assert_allclose(told[name], again[name], rtol=0, atol=1e-6)
+        assert_allclose(told[name], again[name], rtol=0, atol=apart)
     theirs = pd.read_parquet(out / "recommendations.parquet")
     ours = model.recommend(n=10)
     theirs, ours = (ordered(o, "user_id", "rank") for o in (theirs, ours))
-    pd.testing.assert_frame_equal(theirs, ours, check_exact=False, rtol=0, atol=1e-6)
+    again = model.predict(theirs["user_id"], theirs["item_id"])
+    for name in ("base", "refined"):
+        assert_allclose(theirs[name], again[name], rtol=0, atol=apart)
+    assert_array_equal(theirs[["user_id", "rank"]], ours[["user_id", "rank"]])
+    assert_allclose(theirs["refined"], ours["refined"], rtol=0, atol=apart)  # so nothing better was left out
+    assert not theirs.duplicated(["user_id", "item_id"]).any()
     listed = ordered(pd.read_csv(out / "recommendations.csv", keep_default_na=False), "user_id", "rank")
     for name in ("user_id", "rank", "item_id", "title"):
-        assert listed[name].tolist() == ours[name].tolist()
-    assert_allclose(listed["refined"], ours["refined"], rtol=1e-5)
+        assert listed[name].tolist() == theirs[name].tolist()
+    assert_allclose(listed["refined"], theirs["refined"], rtol=5e-6)  # six digits
     seen = set(zip(known.ratings["user_id"], known.ratings["item_id"], strict=True))
-    assert not seen & set(zip(ours["user_id"], ours["item_id"], strict=True))
+    assert not seen & set(zip(theirs["user_id"], theirs["item_id"], strict=True))
     assert model.users_.tolist() == sorted(data.ratings["user_id"].unique()) and model.trained_ == 60
 
 
@@ -700,27 +709,13 @@ def epochs_of(folder):
     }
 
 
-def pid_of(rank, folder):
-    "The process of a rank that works in this folder."
-    for o in Path("/proc").iterdir():
-        try:
-            if o.name.isdigit() and (o / "cwd").resolve() == folder.resolve():
-                if f"RANK={rank}".encode() in (o / "environ").read_bytes().split(b"\0"):
-                    return int(o.name)
-        except OSError:  # it has ended, or is somebody else's
-            continue
-    raise AssertionError(f"rank {rank} is not there")
-
-
 def test_without_a_rank_the_job_ends_and_can_be_started_again(base, tmp_path, undisturbed):
-    "One rank is killed at some moment after the first checkpoint: one line from the other, no results."
+    """One rank is killed: one line from the other, no results. The next job goes on from the checkpoint; when
+    it loses a rank, torchrun starts all of them again, and the figures are those of an undisturbed run.
+    """
     folder, data = tmp_path / "job", base / "plain-dealt"
-    job, end = jobs.by_torchrun(folder, data, *TWO, SLOW="0.2"), time.monotonic() + 60
-    while not list((folder / "out.checkpoint").glob("*.json")):
-        assert job.poll() is None and time.monotonic() < end, job.communicate(timeout=10)
-        time.sleep(0.05)
-    os.kill(pid_of(1, folder), signal.SIGKILL)
-    _, said = jobs.ended(job, 60)
+    job = jobs.by_torchrun(folder, data, *TWO, DIE="0 1 3")
+    _, said = jobs.ended(job)
     assert job.returncode not in (0, None)
     assert (
         said.count(f"cs_run: {ranks.LOST}\n") == 1
@@ -728,23 +723,14 @@ def test_without_a_rank_the_job_ends_and_can_be_started_again(base, tmp_path, un
     )
     assert beside(folder) == ["out.checkpoint"]
     reached = epochs_of(folder)["0"]
-    assert reached == list(range(len(reached))) and 1 <= len(reached) < 8
+    assert reached == list(range(len(reached))) and 3 <= len(reached) <= 4
     (folder / "log").unlink()
-    job = jobs.by_torchrun(folder, data, *TWO)
+    job = jobs.by_torchrun(folder, data, *TWO, "--max-restarts", "1", DIE="0 1 5")
     said = jobs.ended(job)
     assert job.returncode == 0, said[1]
-    assert 0 < epochs_of(folder)["0"][0] <= reached[-1] + 1
-    assert beside(folder) == ["out"] and figures_of(folder / "out") == undisturbed
-
-
-def test_torchrun_starts_all_again_where_they_were(base, tmp_path, undisturbed):
-    "The figures are those of an undisturbed run."
-    folder = tmp_path / "job"
-    job = jobs.by_torchrun(folder, base / "plain-dealt", *TWO, "--max-restarts", "1", DIE="0 1 5")
-    said = jobs.ended(job, 120)
-    assert job.returncode == 0, said[1]
     first, second = epochs_of(folder).values()
-    assert first[:5] == [0, 1, 2, 3, 4] and second[0] == 5
+    assert 3 <= first[0] <= reached[-1] + 1 and first[: 5 - first[0]] == list(range(first[0], 5))
+    assert second[0] == 5
     assert beside(folder) == ["out"] and figures_of(folder / "out") == undisturbed
 
 
