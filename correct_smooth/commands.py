@@ -381,20 +381,16 @@ def with_years(
     years: pd.Series,  # as in the file
 ) -> pd.Series:  # titles as a person writes them, with the year behind
     "Titles and years of two columns in one; raises `InputError` naming the rows where they do not fit."
-    whole = years.map(whole_number, na_action="ignore")
-    text = whole.map(lambda o: f"{o:.0f}", na_action="ignore")
-    odd = years.notna() & (years.map(str).str.strip() != "") & ~text.map(_is_year)
-    if odd.any():
-        raise refuse("a year must be a number of four digits", quoted(years[odd]))
-    own = titles.map(lambda o: split_year(o)[1], na_action="ignore")
-    other = own.notna() & whole.notna() & (own != whole)
-    if other.any():
-        raise refuse("title and year tell of different years", quoted((titles + ", " + text)[other]))
-    return titles.where(whole.isna() | own.notna() | titles.isna(), titles + " (" + text + ")")
-
-
-def _is_year(text: Any) -> bool:
-    return isinstance(text, str) and YEAR.fullmatch(text) is not None
+    year = {row: whole_number(o) for row, o in years.dropna().items() if o.strip()}
+    if odd := [row for row, o in year.items() if not YEAR.fullmatch(str(o))]:
+        raise refuse("a year must be a number of four digits", quoted(years[years.index.isin(odd)]))
+    written = {row: o for row, o in titles.items() if row in year and isinstance(o, str)}
+    own = {row: split_year(o)[1] for row, o in written.items()}
+    if other := [row for row, o in own.items() if o not in (None, year[row])]:
+        both = (titles + ", " + years)[years.index.isin(other)]
+        raise refuse("title and year tell of different years", quoted(both))
+    more = {row: f"{o} ({year[row]})" for row, o in written.items() if own[row] is None}
+    return pd.Series({**titles, **more}, dtype=object)
 
 
 def films_in(

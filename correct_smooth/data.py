@@ -568,7 +568,8 @@ def _as_seconds(column: pd.Series) -> pd.Series:
         return (column - pd.Timestamp(0, tz=column.dt.tz)) // pd.Timedelta(seconds=1)
     column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
     seconds = as_numbers(column)
-    text = column[seconds.isna() & column.notna()].map(str)
+    text = column[seconds.isna() & column.notna()]
+    text = text if isinstance(text.dtype, pd.StringDtype) else text.map(str)
     when = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
     return seconds.fillna((when - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1))
 

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'MODEL_FILES', 'PARTS', 'STAGES', 'SIMILARITIES', 'DIVERSIT
            'stage_settings', 'with_setting', 'as_list', 'top_n', 'stored', 'top_blocks', 'Evaluation', 'evaluation',
            'stage_from_json', 'check_opinions', 'check_judgeable', 'CorrectSmoothRecommender', 'Tuning',
            'plot_explanation', 'from_preset', 'summary', 'figures', 'report', 'with_seen', 'examples', 'checkpoint_of',
-           'left_behind', 'run', 'number_or_text', 'parse_settings', 'cs_run']
+           'run', 'number_or_text', 'parse_settings', 'left_behind', 'cs_run']
 
 # %% ../nbs/07_recommender.ipynb #h3a
 from .shell import begin, command, say
@@ -67,6 +67,7 @@ from correct_smooth.data import (
     find_ids,
     generator,
     holdout,
+    ids_like,
     Interactions,
     index_ratings,
     MARKER,
@@ -625,7 +626,8 @@ class _Newcomers(_Answers):
         data = add_ratings(self.data_, ratings)
         if not len(ratings):
             return self
-        theirs = data.ratings[data.ratings["user_id"].isin(ratings["user_id"])]
+        given = ids_like(ratings["user_id"], self.data_.ratings["user_id"], "user_id of the new ratings,")
+        theirs = data.ratings[data.ratings["user_id"].isin(given)]
         who = pd.Index(theirs["user_id"].unique()).difference(self.users_, sort=False)
         users = self.users_.append(who).rename("user_id")
         pairs = index_ratings(replace(data, ratings=theirs), users)
@@ -1231,7 +1233,10 @@ def figures(judged: Evaluation) -> dict[str, Figure]:
     return out
 
 # %% ../nbs/07_recommender.ipynb #c089
-def report(told: dict[str, Any]) -> str:
+def report(
+    told: dict[str, Any],  # from `summary`
+    digits: int = 4,  # after the point
+) -> str:
     "A summary as a table for the terminal."
     d = told["data"]
     name = printable(d["name"])
@@ -1240,8 +1245,9 @@ def report(told: dict[str, Any]) -> str:
     for o in told["base"]:
         low, high = told["ci95"][o]
         mark = " *" if low > 0 or high < 0 else ""
-        row = f"{o:18}{told['base'][o]:9.4f}{told['refined'][o]:9.4f}{told['delta'][o]:+10.4f}"
-        rows.append(f"{row}   [{low:+.4f}, {high:+.4f}]{mark}")
+        levels = "".join(f"{told[k][o]:9.{digits}f}" for k in ("base", "refined"))
+        row = f"{o:18}{levels}{told['delta'][o]:+10.{digits}f}"
+        rows.append(f"{row}   [{low:+.{digits}f}, {high:+.{digits}f}]{mark}")
     return "\n".join(
         [
             f"{name}: {d['users']:,} users, {d['items']:,} films, {d['ratings']:,} ratings{dropped}",
@@ -1422,14 +1428,6 @@ def _write_model(recommender: CorrectSmoothRecommender, folder: Path) -> None:
         write_marker(folder, "model", sums=True)
         _parts(folder)  # where ranks do not share a disk, some are not there
 
-# %% ../nbs/07_recommender.ipynb #h3c
-def left_behind(out: str | Path) -> str:
-    "What is left of a run that was stopped."
-    kept = checkpoint_of(out)
-    if kept.is_dir() and any(_STATE.fullmatch(o.name) for o in kept.iterdir()):
-        return f"the training so far is kept in {kept}, and the same command goes on from there"
-    return "no result was written, and nothing was kept to go on from"
-
 # %% ../nbs/07_recommender.ipynb #c096
 def _write_evaluation(judged: Evaluation, told: dict[str, Any], shown: list[Example], folder: Path) -> None:
     "What an evaluation found, as tables, figures and a page."
@@ -1542,6 +1540,14 @@ def parse_settings(
         except (ValueError, RecursionError):
             settings[name] = value
     return settings
+
+# %% ../nbs/07_recommender.ipynb #h3c
+def left_behind(out: str | Path) -> str:
+    "What is left of a run that was stopped."
+    kept = checkpoint_of(out)
+    if kept.is_dir() and any(_STATE.fullmatch(o.name) for o in kept.iterdir()):
+        return f"the training so far is kept in {kept}, and the same command goes on from there"
+    return "no result was written, and nothing was kept to go on from"
 
 # %% ../nbs/07_recommender.ipynb #c104
 @command
