@@ -18,8 +18,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from correct_smooth import ranks
 from correct_smooth import train as training
 from correct_smooth.data import (
+    MARKER,
     USER_HASH,
     InputError,
+    check_target,
     holdout,
     load_data,
     movie_data,
@@ -231,6 +233,7 @@ def test_a_run_leaves_results_and_nothing_else(done):
     _, out, _, tune = done
     assert sorted(o.name for o in out.parent.iterdir()) == ["out", "ranks"]
     wanted = {
+        MARKER,
         "summary.json",
         "report.html",
         "per_user_metrics.csv",
@@ -240,6 +243,7 @@ def test_a_run_leaves_results_and_nothing_else(done):
     }
     wanted |= {"recommendations.csv", "per_user_metrics.parquet", "recommendations.parquet"}
     assert {o.name for o in out.iterdir()} == wanted | ({"tuning.csv"} if tune else set())
+    assert check_target(out, "results") == out.resolve()  # the next run may replace it, model and parts
     for name in ("predictions", "per_user_metrics", "recommendations"):
         parts = sorted((out / f"{name}.parquet").iterdir())
         assert [o.name for o in parts] == ["part-00000.parquet", "part-00001.parquet"]

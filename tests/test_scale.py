@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from torch.nn.functional import embedding_bag
 
-from correct_smooth.data import InputError, synthetic_data, write_rows
+from correct_smooth.data import MARKER, InputError, synthetic_data, write_rows
 from correct_smooth.model import Embeddings, ModelConfig, as_bag, bag_sum
 from correct_smooth.recommender import CorrectSmoothRecommender, top_n
 from correct_smooth.train import TrainConfig, batches, step_size
@@ -162,4 +162,4 @@ def test_benchmark_of_all_stages(tmp_path):
         assert ("write synthetic" in stages) == (run == 1)
         assert {"load", "content graph", "training", "refine test pairs", "top 10 to Parquet"} < set(stages)
         assert all(o["seconds"] >= 0 and o["peak_gb"] > 0 for o in stages.values())
-    assert {o.name for o in (tmp_path / "world").iterdir()} == {"movies.parquet", "ratings.parquet"}
+    assert {o.name for o in (tmp_path / "world").iterdir()} == {MARKER, "movies.parquet", "ratings.parquet"}
