@@ -22,7 +22,8 @@ from threading import Timer
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -36,12 +37,7 @@ from correct_smooth.train import TrainConfig
 pytestmark = pytest.mark.filterwarnings("error")  # a warning would be a line on stderr
 
 ROOT = Path(__file__).parents[1]
-SOME = settings(
-    deadline=None,
-    max_examples=150,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+SOME = tried(50, 1000)
 QUICK = dict(graph=GraphConfig(k=5), training=TrainConfig(epochs=3), ensemble=2, progress=True)
 TITLES = {  # of films 0, 1, ...
     0: "七人の侍",
@@ -117,7 +113,7 @@ def environment(**variables):
 def watched(command, **options):
     "A process that is killed if it waits for what will not come."
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), **options) as process:
-        alarm = Timer(60, process.kill)
+        alarm = Timer(600, process.kill)
         alarm.start()
         yield process
         process.wait()

@@ -3,7 +3,8 @@
 import numba
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
@@ -33,7 +34,7 @@ from correct_smooth.data import InputError
 from correct_smooth.graph import NORMALISATIONS, normalise
 from correct_smooth.model import Embeddings
 
-SOME = settings(deadline=None, max_examples=60, database=None)
+SOME = tried(20, 300)
 
 
 @st.composite
@@ -127,7 +128,7 @@ def plain(A, z, known, y, config):
     return np.clip(moved, 0, 1)
 
 
-@settings(SOME, max_examples=120)
+@tried(50, 1000)
 @given(worlds(), CONFIGS)
 def test_refine_equals_a_plain_loop(world, config):
     "A block of users at once gives what each user alone would get."

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, given, settings
+from effort import tried
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -45,7 +46,7 @@ from correct_smooth.data import (
     write_tables,
 )
 
-SOME = settings(deadline=None, max_examples=40, database=None)
+SOME = tried(15, 200)
 SPLITS = {
     "holdout": lambda r: holdout(r, 0.3, seed=3),
     "leave_last": lambda r: leave_last(r, 2),
@@ -585,7 +586,7 @@ def damaged(draw, sound):
 
 
 @EACH_LAYOUT
-@settings(SOME, max_examples=20, derandomize=True)
+@tried(15, 200)
 @given(data=st.data())
 def test_damaged_files_are_refused_with_a_reason(layout, data):
     "Whatever is in a file of a layout, it is read or refused, never with another error."
@@ -662,7 +663,7 @@ ODD_NUMBER = st.sampled_from(
 
 
 @pytest.mark.parametrize("layout", ["movielens", "movies dataset", "movielens, zip"])
-@settings(SOME, max_examples=100)
+@tried(25, 300)
 @given(data=st.data())
 def test_ratings_read_as_numbers_are_those_read_as_text(layout, data):
     "The quick way and the long way give the same ratings, counts and messages."
@@ -762,7 +763,7 @@ PIECES += [
 ]
 
 
-@settings(SOME, max_examples=400)
+@tried(100, 2000)
 @given(
     st.lists(ENTRIES, max_size=3).map(repr)
     | ENTRIES.map(repr)
@@ -783,7 +784,7 @@ def test_usual_cells_are_plain(text):
     assert module._PLAIN.fullmatch(text) and module._names(text) == names_by_parser(text)
 
 
-@settings(SOME, max_examples=200)
+@tried(60, 1000)
 @given(st.lists(st.tuples(st.text(), st.booleans()), max_size=3))
 def test_names_of_any_text_come_back(names):
     "Escaped, quoted either way, or plain: a name written by Python is read as it was."
@@ -947,7 +948,7 @@ PRINTERS = [
 
 
 @pytest.mark.parametrize("printed", PRINTERS)
-@settings(SOME, max_examples=100)
+@tried(20, 200)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), max_size=40))
 def test_printed_lists_come_back(printed, names):
     "Whatever the names are, however often the line is broken: the same names, or none and a count."

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import example, given, settings
+from effort import tried
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from correct_smooth import commands, recommender
@@ -422,7 +423,7 @@ def test_no_command_lets_data_reach_the_terminal(evil, cs, tmp_path, monkeypatch
             assert told.splitlines()[0].startswith(printable(name)) and "left out" in told.splitlines()[1]
 
 
-@settings(deadline=None, max_examples=200, database=None)
+@tried(50, 1_000)
 @given(st.text())
 @example(EVIL)
 def test_an_error_holds_no_control_characters(text):
@@ -432,7 +433,7 @@ def test_an_error_holds_no_control_characters(text):
 # --- text that a spreadsheet would run
 
 CELLS = st.text(st.one_of(st.sampled_from("'=+-@\t\r\n\"a,; ＝"), st.characters(exclude_categories=["Cs"])))
-ANY = settings(deadline=None, max_examples=300, database=None)
+ANY = tried(80, 2_000)
 
 
 @ANY
@@ -447,7 +448,7 @@ def test_any_text_comes_back_and_none_is_a_formula(texts):
         pd.testing.assert_frame_equal(from_cells(cells), table)
 
 
-@settings(ANY, max_examples=40)
+@tried(20, 400)
 @given(texts=st.lists(CELLS.filter(bool), min_size=1, unique=True))
 @example(texts=["=cmd", "'=cmd", "a\rb", 'a"b\r\n', "\t", "\ufeff"])
 def test_what_we_write_our_readers_read(tmp_path_factory, texts):

@@ -6,7 +6,8 @@ import numba
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from effort import tried
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
@@ -26,7 +27,7 @@ from correct_smooth.evaluate import (
     user_metrics,
 )
 
-SOME = settings(deadline=None, max_examples=40, database=None)
+SOME = tried(20, 300)
 ORDER = ["roc_auc", "average_precision", "ndcg_at_10", "hr_at_10"]
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1)  # ties are frequent
 

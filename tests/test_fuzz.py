@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
@@ -46,23 +47,11 @@ from correct_smooth.model import ModelConfig
 from correct_smooth.recommender import MODEL_FILES, CorrectSmoothRecommender, cs_run
 from correct_smooth.train import TrainConfig, load_tensors, save_tensors
 
-LONG = bool(os.environ.get("CORRECT_SMOOTH_LONG"))
-SECONDS, GIGABYTES = 5, 3
-
-
-def tried(short, long):
-    "Settings of one target: a few inputs, always the same, or many, ever new."
-    return settings(
-        max_examples=long if LONG else short,
-        derandomize=not LONG,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+SECONDS, GIGABYTES = 30, 3  # of this process's own time: other work beside it does not count
 
 
 class Hang(BaseException):
-    "Five seconds are over."
+    "Its time is over."
 
 
 @contextmanager
@@ -74,15 +63,18 @@ def guarded():
     def ring(*_):
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
+    before = {o: signal.signal(o, ring) for o in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(20 * SECONDS)  # by the clock, for what waits
     if pages:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIGABYTES * 2**30, hard))
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for o, handler in before.items():
+            signal.signal(o, handler)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
@@ -208,7 +200,7 @@ def use_data(path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@tried(40, 1000)
+@tried(16, 1000)
 @given(drawn=st.data())
 def test_damaged_tables(layout, drawn):
     "One or two files of a folder or a zip, damaged."
@@ -327,7 +319,7 @@ def hostile_zip(draw, files):
     return draw(damaged(whole)) if draw(st.booleans()) else whole
 
 
-@tried(60, 1000)
+@tried(24, 1000)
 @given(drawn=st.data())
 def test_hostile_zips(drawn):
     "Names that lead elsewhere, lies about sizes and sums, encryption, archives within archives."
@@ -442,7 +434,7 @@ def good_data():
     )
 
 
-@tried(120, 1500)
+@tried(48, 1500)
 @given(frames("movies"), frames("ratings"), st.booleans(), st.booleans())
 def test_odd_frames(movies, ratings, plain_movies, plain_ratings):
     "`movie_data`: refused, or checked so that everything behind it works, writing included."
@@ -458,7 +450,7 @@ def test_odd_frames(movies, ratings, plain_movies, plain_ratings):
             survives(load_data, folder / "tables")
 
 
-@tried(60, 800)
+@tried(24, 800)
 @given(frames("movies"), frames("ratings"))
 def test_odd_newcomers(movies, ratings):
     "`add_movies` and `add_ratings`."
@@ -527,7 +519,7 @@ def odd_parquet(draw, table):
     return draw(damaged(whole)) if draw(st.booleans()) else whole
 
 
-@tried(80, 1000)
+@tried(32, 1000)
 @given(st.data())
 def test_odd_parquet(drawn):
     "Own tables as Parquet, one of them odd."
@@ -605,7 +597,7 @@ def edge_files(draw):
     return (draw(damaged(whole)) if how != "whole" else whole), kind
 
 
-@tried(150, 2000)
+@tried(60, 2000)
 @given(edge_files(), st.sampled_from(ITEMS))
 def test_odd_edges(file, items):
     "`read_edges`, then `edge_graph`; nothing in a file is run."
@@ -618,7 +610,7 @@ def test_odd_edges(file, items):
         assert listing(folder) == before
 
 
-@tried(60, 800)
+@tried(24, 800)
 @given(frames("edges"), st.sampled_from(ITEMS))
 def test_odd_edge_frames(frame, items):
     A = survives(edge_graph, frame, items, {})
@@ -652,7 +644,7 @@ def odd_graphs(draw):
     return sparse.random(n, n, 0.5, format=kind, rng=np.random.default_rng(n))
 
 
-@tried(60, 800)
+@tried(24, 800)
 @given(odd_graphs(), st.integers(0, 4))
 def test_odd_graphs(A, n_items):
     checked = survives(check_graph, A, n_items)
@@ -725,7 +717,7 @@ def load_mutated(files, corrected):
 
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["as is", "sums corrected"])
-@tried(50, 800)
+@tried(20, 800)
 @given(drawn=st.data())
 def test_damaged_models(saved, corrected, drawn):
     "Bytes of one or two files, also by somebody who knows how to put the sums right."
@@ -783,7 +775,7 @@ def changed_json(draw, text):
     return (text if not deep else text[:-1] + ', "x": ' + "[" * deep + "]" * deep + "}").encode()
 
 
-@tried(120, 2000)
+@tried(48, 2000)
 @given(drawn=st.data())
 def test_changed_settings_of_models(saved, drawn):
     "model.json with other values, kinds and sizes, deep nesting, or parts missing."
@@ -866,7 +858,7 @@ def other_graphs(draw):
     return held.getvalue()
 
 
-@tried(120, 2000)
+@tried(48, 2000)
 @given(drawn=st.data())
 def test_forged_models(saved, drawn):
     "Files that are sound in themselves, and do not belong to such a model."
@@ -895,7 +887,7 @@ def test_forged_models(saved, drawn):
         assert listing(folder) == {}
 
 
-@tried(30, 300)
+@tried(12, 300)
 @given(drawn=st.data())
 def test_misplaced_files_of_models(saved, drawn):
     "Files that are missing, folders, pipes, links to a device without an end."
@@ -1006,7 +998,7 @@ def run_command(line):
     return 0, said.getvalue()
 
 
-@tried(150, 2500)
+@tried(60, 2500)
 @given(command_lines())
 def test_command_lines(stage, line):
     "Ends with 0, 1 or 2, with one line that says why, and has written nothing."

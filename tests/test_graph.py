@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
@@ -33,7 +34,7 @@ from correct_smooth.graph import (
     symmetrise,
 )
 
-SOME = settings(deadline=None, max_examples=40, database=None)
+SOME = tried(20, 300)
 ITEMS = pd.Index([10, 20, 30, 40, 50], name="item_id")
 
 
@@ -562,14 +563,14 @@ def damaged(draw, sound):
 
 
 @pytest.mark.parametrize("suffix", SOUND)
-@settings(SOME, max_examples=30, derandomize=True)
+@tried(20, 300)
 @given(st.data())
 def test_damaged_files_are_refused_with_a_reason(suffix, data):
     "Cut, changed or arbitrary files are read or refused by name, never with another error."
     read_bytes(suffix, data.draw(damaged(SOUND[suffix])))
 
 
-@settings(SOME, max_examples=30, derandomize=True)
+@tried(20, 300)
 @given(damaged(PACKED))
 def test_damaged_compressed_files_are_refused_with_a_reason(content):
     "The same for compressed .npz files."

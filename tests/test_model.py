@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
@@ -71,7 +72,7 @@ def as_embeddings(rng, n_items, n_users, k=3, d=4, head=True):
 # --- neighbours
 
 
-@settings(deadline=None, max_examples=60, database=None)
+@tried(20, 300)
 @given(st.integers(1, 15), st.integers(0, 10_000), st.sampled_from([0, 0.1, 0.5, 1]))
 def test_neighbours_stand_behind_the_films(n, seed, density):
     "Films come first and in order, then every neighbour once; weights are those of the graph."

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
@@ -25,7 +26,7 @@ from correct_smooth.train import TrainConfig, train
 from correct_smooth.tuning import Grid
 
 QUICK = {"graph": GraphConfig(k=5), "training": TrainConfig(epochs=3), "progress": False}
-SOME = settings(deadline=None, max_examples=25, database=None)
+SOME = tried(5, 100)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -24,7 +25,6 @@ from correct_smooth.graph import corating_knn
 from correct_smooth.recommender import run
 from correct_smooth.train import margin_targets
 
-SOME = settings(max_examples=60, deadline=None)
 QUICK = {
     "graph": GraphConfig(k=5, corating_k=20),
     "model": ModelConfig(emb_dim=6, hidden_dim=10),
@@ -45,7 +45,7 @@ def in_units(data, factor, more):
     return replace(data, ratings=data.ratings.assign(rating=rating))
 
 
-@SOME
+@tried(30, 500)
 @given(st.integers(0, 1_000), st.floats(0.01, 100), st.floats(-50, 50))
 def test_units_change_no_label(world, seed, factor, more):
     "Multiplied, and something added: labels are equal, targets and graph are up to rounding."

@@ -9,7 +9,8 @@ import pyarrow.dataset as ds
 import pytest
 import rank_jobs as jobs
 import torch
-from hypothesis import HealthCheck, given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from rounding import rounding
@@ -364,7 +365,7 @@ def test_ranks_agree_on_what_tuning_chose(done):
 
 
 SOURCES = st.tuples(st.integers(5, 40), st.booleans(), st.integers(0, 99), st.sampled_from([7, 100, 10**6]))
-FEW = settings(deadline=None, database=None, max_examples=12, suppress_health_check=list(HealthCheck))
+FEW = tried(6, 60)
 
 
 @FEW

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -17,7 +18,7 @@ from correct_smooth.data import InputError
 from correct_smooth.evaluate import METRICS, plot_gains
 from correct_smooth.report import Example, finding, html_report
 
-SOME = settings(deadline=None, max_examples=40, database=None)
+SOME = tried(15, 200)
 VOID = {"meta", "img"}
 TAGS = set(
     "html head meta title style body main header p h1 h2 h3 bdi dl div dt dd section table caption thead "
@@ -236,7 +237,7 @@ def test_a_browser_shows_it(tmp_path):
     ]
 
     def look(*what):
-        done = subprocess.run([*command, *what, path.as_uri()], capture_output=True, timeout=120)
+        done = subprocess.run([*command, *what, path.as_uri()], capture_output=True, timeout=600)
         assert done.returncode == 0 and b"CONSOLE" not in done.stderr, done.stderr[-2000:]
         return done.stdout.decode()
 

@@ -6,8 +6,7 @@ import os
 import signal
 import sys
 import threading
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import forkserver
 
@@ -15,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from effort import LONG, tried
+from hypothesis import given
 from hypothesis import strategies as st
 from limits import largest_file
 from safetensors import SafetensorError
@@ -36,8 +36,6 @@ OPTIONS = {
     "all": replace(SMALL, encoder="sage", head="mlp", id_embedding=True),
 }
 SHORT = TrainConfig(epochs=7, batch_size=300, schedule="cosine", user_weight_decay=3.0)
-LONG = bool(os.environ.get("CORRECT_SMOOTH_LONG"))
-COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @pytest.fixture(scope="module")
@@ -188,18 +186,36 @@ def test_not_before_its_time(made, tmp_path):
 # --- killed
 
 
-def work(made, config, folder, out, sabotage):
-    "Train in a process of its own, and leave the weights in a file."
+def work(made, config, folder, out, sabotage, steps=None):
+    "Train in a process of its own, and leave the weights in a file; each step of it is told to a pipe."
     torch.set_num_threads(1)
     tqdm.set_lock(
         threading.RLock()
     )  # its own is shared between processes, and outlives those that are killed
     X, pairs, held, S = made
     training.CHECKPOINT_SECONDS = 0
+    if steps is not None:
+        tell_steps(steps)
     if sabotage is not None:
         sabotage()
     result = train(X, pairs, held, OPTIONS["all"], config, 3, False, S, checkpoint=folder)
     save_tensors(out, result.model.state_dict(), {"history": result.history.to_json(double_precision=15)})
+
+
+def tell_steps(pipe):
+    "A byte before each epoch, each batch, and each stage of writing a checkpoint."
+
+    def telling(step):
+        def told(*args):
+            pipe.send_bytes(b"!")
+            return step(*args)
+
+        return told
+
+    for name in ("train_epoch", "batch_logits", "save_file"):
+        setattr(training, name, telling(getattr(training, name)))
+    for name in ("fsync", "replace"):
+        setattr(os, name, telling(getattr(os, name)))
 
 
 def kill_between_write_and_rename():
@@ -246,7 +262,7 @@ def processes():
 
 def finish(process, out):
     "What a process that is left alone ends with."
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0
     return load_tensors(out)
 
@@ -255,32 +271,47 @@ def equal(one, two):
     return one[1] == two[1] and all(torch.equal(one[0][k], two[0][k]) for k in one[0] | two[0])
 
 
+def watched(processes, *args):
+    "A process that trains, and its steps, one after the other as it takes them."
+    steps, told = multiprocessing.Pipe(duplex=False)
+    process = processes(*args, None, told)
+    told.close()  # so that its end is the end of the pipe
+
+    def each():
+        with suppress(EOFError):
+            while True:
+                yield steps.recv_bytes()
+
+    return process, each()
+
+
 def killed_at_random(made, processes, folder, kills, config, seed):
     "Kill and start again, so often; each training that comes to its end ends like the undisturbed one."
     out, rng, asked, ends, taken_up = folder / "out.safetensors", np.random.default_rng(seed), kills, 0, 0
-    quiet = finish(processes(made, config, folder / "quiet", out, None), out)
-    began = time.monotonic()
-    finish(processes(made, config, folder / "timed", out, None), out)
-    life = (time.monotonic() - began) / 4
+    process, steps = watched(processes, made, config, folder / "quiet", out)
+    life = len(list(steps))
+    quiet = finish(process, out)
     while kills:
-        process = processes(made, config, folder / str(ends), out, None)
-        process.join(rng.uniform(0, life))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
+        process, steps = watched(processes, made, config, folder / str(ends), out)
+        last = rng.integers(life // 4)
+        for k, _ in enumerate(steps):
+            if k == last:
+                process.kill()  # somewhere behind that step
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
             kills -= 1
             taken_up += any((folder / str(ends)).glob("*.safetensors"))
-        if process.exitcode == 0:
-            assert equal(load_tensors(out), quiet)
+        else:
+            assert process.exitcode == 0 and equal(load_tensors(out), quiet)
             ends += 1
     assert taken_up > asked / 3
     assert equal(finish(processes(made, config, folder / str(ends), out, None), out), quiet)
     assert [o.suffix for o in (folder / str(ends)).iterdir()] == [".safetensors"]  # no half file is left
 
 
-def test_killed_twenty_times(made, processes, tmp_path):
-    config = replace(SHORT, epochs=60, patience=60)
-    killed_at_random(made, processes, tmp_path, 20, config, 0)
+def test_killed_at_random(made, processes, tmp_path):
+    config = replace(SHORT, epochs=20, patience=20)
+    killed_at_random(made, processes, tmp_path, 8, config, 0)
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes; set CORRECT_SMOOTH_LONG to run it")
@@ -359,7 +390,7 @@ KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int6
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
-@settings(**COMMON)
+@tried(40, 500)
 @given(
     st.dictionaries(NAMES, st.tuples(st.sampled_from(KINDS), st.lists(st.integers(0, 4), max_size=3))),
     st.dictionaries(NAMES, NAMES),
@@ -423,7 +454,7 @@ def refused_or_the_same(kept, content):
     return not same(ended, quiet)
 
 
-@settings(max_examples=60, **COMMON)
+@tried(20, 300)
 @given(st.integers(0, 10**9), st.sampled_from([1, 20, 1000]))
 def test_cut_off_checkpoints_are_refused(kept, at, of):
     "Anywhere, and often near the beginning or the end."
@@ -434,7 +465,7 @@ def test_cut_off_checkpoints_are_refused(kept, at, of):
     assert refused_or_the_same(kept, whole + b"\0" * (1 + n % 9))
 
 
-@settings(max_examples=150, **COMMON)
+@tried(50, 500)
 @given(st.data())
 def test_bits_that_fell_over_are_noticed(kept, data):
     "One to three, anywhere in the weights or in the header before them."

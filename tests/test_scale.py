@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
@@ -21,7 +22,7 @@ from correct_smooth.model import Embeddings, ModelConfig, as_bag, bag_sum
 from correct_smooth.recommender import CorrectSmoothRecommender, top_n
 from correct_smooth.train import TrainConfig, batches, step_size
 
-SOME = settings(deadline=None, max_examples=60, database=None)
+SOME = tried(20, 300)
 SEEDS = st.integers(0, 10_000)
 
 

@@ -3,14 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
+from effort import tried
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from correct_smooth import titles as module
 from correct_smooth.data import InputError, load_data
 from correct_smooth.titles import find_movies, match_exact, movie_id, plain_title, split_names, split_year
 
-SOME = settings(deadline=None, max_examples=200, database=None)
+SOME = tried(60, 1000)
 ANY = st.text(st.characters(exclude_categories=()), max_size=40)
 PIECES = st.lists(
     st.sampled_from(
