@@ -96,7 +96,9 @@ def _each_user(
     found = np.empty((len(start) - 1, len(METRICS)))
     for u in prange(len(start) - 1):
         own = slice(start[u], start[u + 1])
-        found[u] = _one_user(y[own], z[own])
+        one = _one_user(y[own], z[own])
+        for k in range(len(METRICS)):  # whole rows would bring in the text of an error, seconds to compile
+            found[u, k] = one[k]
     return found
 
 # %% ../nbs/06_evaluate.ipynb #c023
