@@ -378,6 +378,7 @@ KNOWN = {
     "ratings": ["user_id", "item_id", "rating", "timestamp"],
     "edges": ["source", "target", "weight"],
     "users": ["user_id"],
+    "seen": ["user_id", "item_id", "rating"],
     "thresholds": ["user_id", "threshold"],
 }  # fmt: skip
 LABELS = ["other", "", 0, None, np.nan, ("a", 1), "title", "item_id", 1.5, b"x", "\ud800", pd.Timestamp(0)]

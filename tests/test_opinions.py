@@ -208,7 +208,7 @@ def test_views_are_no_ratings(world, tmp_path):
     "All ratings equal: remarked by the door, refused by fit and run."
     rows = world.ratings.assign(rating=1.0)
     data = movie_data(world.movies, rows)
-    assert data.dropped == {"opinions, since all ratings are 1: views or purchases": len(rows)}
+    assert data.dropped == {"note: ratings that are all 1: views or purchases, no opinions": len(rows)}
     with pytest.raises(InputError, match="all ratings are 1: views or purchases"):
         CorrectSmoothRecommender(**QUICK).fit(data)
     rows.to_csv(tmp_path / "ratings.csv", index=False)
