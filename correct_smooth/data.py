@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'LARGE', 'PLAUSIBLE', 'TEXTS', 'LISTS', 'NUMBERS', 'MARKER', 'TABLES', 'USER_HASH', 'GROUPLENS',
-           'MOVIELENS_MD5', 'LABEL_RULES', 'printable', 'InputError', 'check_number', 'check_choice', 'check_liked',
-           'generator', 'reading', 'machine_memory', 'check_size', 'check_parquet', 'check_arrays', 'Population',
-           'MovieData', 'remarks', 'check_data', 'whole_number', 'as_ids', 'same_ids', 'id_like', 'find_ids', 'as_text',
-           'literal', 'as_names', 'list_mark', 'as_numbers', 'check_movies', 'check_ratings', 'sentinel',
+           'MOVIELENS_MD5', 'LABEL_RULES', 'printable', 'InputError', 'check_number', 'check_choice', 'generator',
+           'reading', 'machine_memory', 'check_size', 'check_parquet', 'check_arrays', 'Population', 'MovieData',
+           'remarks', 'check_data', 'check_liked', 'whole_number', 'as_ids', 'same_ids', 'id_like', 'find_ids',
+           'as_text', 'literal', 'as_names', 'list_mark', 'as_numbers', 'check_movies', 'check_ratings', 'sentinel',
            'without_opinion', 'movie_data', 'demo_data', 'refuse_page', 'read_movies_dataset', 'read_movielens',
            'checksum', 'write_marker', 'read_marker', 'check_target', 'settle', 'workspace', 'write_beside', 'to_cells',
            'from_cells', 'write_csv', 'replacing', 'write_rows', 'read_tables', 'write_tables', 'compiled',
@@ -87,13 +87,7 @@ def check_choice(
     if not any(type(value) is type(o) and value == o for o in allowed):
         raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}"[:300])
 
-
-def check_liked(liked: Any) -> None:
-    "Raise `InputError` unless this is what can count as liked: a rating, or `mean`."
-    if not isinstance(liked, str) or liked != "mean":
-        check_number("liked (if it is not 'mean')", liked, -1e9)
-
-
+# %% ../nbs/00_data.ipynb #h6b
 def generator(
     seed: int,
     before: int = 0,  # numbers of 64 bits to pass over
@@ -128,11 +122,7 @@ def reading(
         hint = f"; {other}" if isinstance(error, UnicodeError) else ""
         raise InputError(f"{where} cannot be read: {what}{hint}") from error
 
-# %% ../nbs/00_data.ipynb #h1b
-LARGE = 2**27  # bytes that any machine can spare
-PLAUSIBLE = 100  # times that a table may be larger than its file
-
-
+# %% ../nbs/00_data.ipynb #h6g
 def machine_memory() -> float:
     "Bytes of memory that this machine has, or this container may use."
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else np.inf
@@ -140,6 +130,10 @@ def machine_memory() -> float:
         return min(whole, float(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no container, or one without a limit
         return whole
+
+# %% ../nbs/00_data.ipynb #h1b
+LARGE = 2**27  # bytes that any machine can spare
+PLAUSIBLE = 100  # times that a table may be larger than its file
 
 
 def check_size(
@@ -201,7 +195,7 @@ def check_parquet(
     if repeated > LARGE:
         check_size(where or str(source), declared + _text_bytes(source, texts), held, whole)
 
-
+# %% ../nbs/00_data.ipynb #h6j
 _ARRAY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -250,9 +244,7 @@ class MovieData:
     found: pd.Series | None = field(default=None, repr=False)  # the same object if `split` has found them
     population: Population | None = None  # how people rate, once `split` has looked at training ratings
     no_opinion: float | None = None  # the rating that says "seen, not rated", where there is one
-    seen: pd.DataFrame | None = field(
-        default=None, repr=False
-    )  # user_id, item_id, rating: known, not learned
+    seen: pd.DataFrame | None = field(default=None, repr=False)  # as ratings; known, but not learned from
 
     @property
     def given(self) -> bool:
@@ -269,7 +261,7 @@ class MovieData:
             "dropped": dict(self.dropped),
         }
 
-
+# %% ../nbs/00_data.ipynb #h6l
 def remarks(
     dropped: dict[str, int],  # reason -> how many
 ) -> list[str]:
@@ -288,6 +280,12 @@ def check_data(data: Any) -> None:
             f"this needs films and ratings together, as MovieData, and got {type(data).__name__}; "
             "movie_data(movies, ratings) makes one of two tables, load_data(folder) of files"
         )
+
+# %% ../nbs/00_data.ipynb #h6e
+def check_liked(liked: Any) -> None:
+    "Raise `InputError` unless this is what can count as liked: a rating, or `mean`."
+    if not isinstance(liked, str) or liked != "mean":
+        check_number("liked (if it is not 'mean')", liked, -1e9)
 
 # %% ../nbs/00_data.ipynb #h2b
 _WHOLE = re.compile(r"\s*(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?\s*", re.ASCII)
@@ -358,7 +356,7 @@ def _whole_numbers(given: pd.Series, kind: str) -> bool:
     real = kind in ("floating", "mixed-integer-float", "decimal")
     return bool(real and (given % 1 == 0).all() and (abs(given) < exact).all())
 
-
+# %% ../nbs/00_data.ipynb #h6n
 def same_ids(
     columns: dict[str, pd.Series],  # ids of one kind of thing, by what they are, for messages
     untyped: Collection[str] = (),  # those out of files in which everything is text
@@ -388,7 +386,7 @@ def id_like(
         return number if _is_whole(known) else str(number)
     return value if isinstance(value, str) else None
 
-
+# %% ../nbs/00_data.ipynb #h6q
 def find_ids(
     ids: Any,  # (n,) as asked for
     known: pd.Index,
@@ -443,7 +441,7 @@ def _printed_list(text: str) -> Any:
         return [literal(o) for o in _QUOTED.findall(text)]
     return literal(text)
 
-
+# %% ../nbs/00_data.ipynb #h6s
 def as_names(
     value: Any,
     mark: str = "|",  # between names in plain text
@@ -467,7 +465,7 @@ def as_names(
         return tuple(sorted(names) if isinstance(value, (set, frozenset)) else names)
     return () if _absent(value) else None
 
-
+# %% ../nbs/00_data.ipynb #h6t
 def list_mark(
     column: pd.Series,
 ) -> tuple[str, int]:  # and in how many cells it stands
@@ -658,7 +656,7 @@ def sentinel(
             return low
     return None
 
-
+# %% ../nbs/00_data.ipynb #h6v
 def without_opinion(
     data: MovieData,
     no_opinion: float | str = "find",  # the rating that says so; find: see `sentinel`; keep: there is none
@@ -679,7 +677,7 @@ def without_opinion(
         rated, only_seen = (data.ratings[o].reset_index(drop=True) for o in (~seen, seen))
         return replace(data, ratings=rated, seen=only_seen, no_opinion=value, dropped=dropped)
     if len(rating) > 1 and rating.min() == rating.max():
-        dropped[f"opinions, since all ratings are {rating[0]:g}: views or purchases"] = len(rating)
+        dropped[f"note: ratings that are all {rating[0]:g}: views or purchases, no opinions"] = len(rating)
     return replace(data, dropped=dropped)
 
 # %% ../nbs/00_data.ipynb #c023
@@ -1879,8 +1877,8 @@ def index_ratings(
         user_thresholds(r, data.liked, data.population) if data.thresholds is None else data.thresholds
     )
     personal = data.liked == "mean" and not data.given
-    else_ = data.population.mean if personal and data.population else thresholds.mean()
-    line = thresholds.reindex(users).fillna(else_).to_numpy(np.float64)
+    others = data.population.mean if personal and data.population else thresholds.mean()
+    line = thresholds.reindex(users).fillna(others).to_numpy(np.float64)
     user, item = positions(r["user_id"], users, "user"), positions(r["item_id"], data.movies.index, "item")
     rating = r["rating"].to_numpy(np.float32)
     y = is_liked(rating, line[user]).astype(np.float32)
@@ -1888,7 +1886,7 @@ def index_ratings(
     given = None if personal else line - step / 2
     return Interactions(user, item, rating, y, users, data.movies.index, data.population, given)
 
-# %% ../nbs/00_data.ipynb #c099
+# %% ../nbs/00_data.ipynb #h6y
 def ids_like(
     ids: pd.Series,  # new ones
     known: pd.Series | pd.Index,
@@ -1904,7 +1902,7 @@ def ids_like(
         raise InputError(f"{what} {_first(ids[strange])} is of another kind than those known; use {free}")
     return whole
 
-
+# %% ../nbs/00_data.ipynb #c099
 def add_ratings(
     data: MovieData,
     ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp, of known films

@@ -138,7 +138,7 @@ def edge_columns(
             raise InputError(f"edges have several columns for the {meaning}: {several}; keep one")
     return {meaning: columns[0] for meaning, columns in meant.items() if columns}
 
-
+# %% ../nbs/02_graph.ipynb #h6b
 def _edge_weights(edges: pd.DataFrame, column: Any) -> np.ndarray:
     "Weight of each edge, 0 or more; 1 where there is no such column."
     if column is None:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BUCKET', 'GROUP', 'LOST', 'rank', 'size', 'user_hash', 'holder', 'plot_holders', 'own_part', 'is_own', 'partition',
-           'is_partitioned', 'read_own', 'load_share', 'everybodys_population', 'has_others', 'RankLost', 'joined',
-           'is_said', 'last_word', 'total', 'gather', 'together', 'from_first', 'earlier', 'said_by_first',
-           'sum_gradients', 'numbering', 'everybody', 'digest', 'agree', 'run_script']
+           'is_partitioned', 'read_own', 'load_share', 'has_others', 'RankLost', 'joined', 'is_said', 'last_word',
+           'total', 'gather', 'together', 'from_first', 'earlier', 'said_by_first', 'sum_gradients', 'numbering',
+           'everybody', 'everybodys_population', 'digest', 'agree', 'run_script']
 
 # %% ../nbs/00b_ranks.ipynb #c002
 import hashlib
@@ -148,7 +148,7 @@ def _rating_blocks(
     "Films, ratings block by block, their number, and what has been left out, which grows with the blocks."
     folder = _folder(source)
     if not folder or not _alike(folder):
-        data = load_data(source)
+        data = load_data(source, no_opinion="keep")  # whoever reads it may know better
         return data.movies, iter([data.ratings]), len(data.ratings), dict(data.dropped)
     dropped: dict[str, int] = {}
     with reading(folder):
@@ -247,9 +247,7 @@ def partition(
             paths = _into_buckets(_counted(blocks, bar), max(1, -(-n // BUCKET)), buckets)
         with write_rows(fresh / "ratings.parquet", GROUP) as write:
             for path in paths:
-                found = movie_data(
-                    movies, pd.read_parquet(path), no_opinion="keep"
-                )  # a reader sees all of them
+                found = movie_data(movies, pd.read_parquet(path), no_opinion="keep")
                 path.unlink()
                 for reason, count in found.dropped.items():
                     dropped[reason] = dropped.get(reason, 0) + count
@@ -313,7 +311,7 @@ def load_share(
 ) -> tuple[MovieData, int]:  # films and ratings; how many ratings the ranks before this one hold
     "What a rank has to read: its own rows where the data are partitioned, else all of them."
     if size() == 1:
-        return load_data(source), 0
+        return load_data(source, no_opinion=no_opinion), 0
     folder = _folder(source)
     dealt = folder if folder and is_partitioned(folder) else None
     data, before = read_own(dealt) if dealt else (load_data(source, no_opinion=no_opinion), 0)
@@ -326,16 +324,6 @@ def load_share(
         data = without_opinion(data, "keep" if value is None else value)
         before = earlier(len(data.ratings))
     return data, before
-
-
-def everybodys_population(
-    ratings: pd.DataFrame,  # of this rank
-) -> Population:
-    "How the users of all ranks rate."
-    code, rating = pd.factorize(ratings["user_id"])[0], ratings["rating"].to_numpy(np.float64)
-    steps = np.concatenate(gather(np.array([rating_step(rating)])))
-    steps = steps[steps > 0]
-    return population(total(rating_sums(code, rating)), float(steps.min()) if len(steps) else 0.0)
 
 # %% ../nbs/00b_ranks.ipynb #h3c
 def _variable(
@@ -621,6 +609,16 @@ def everybody(
     users = pd.RangeIndex(int(total(len(pairs.users))))
     unknown = np.broadcast_to(np.float32("nan"), len(user))
     return Interactions(user, item, rating, unknown, users, pairs.items, pairs.population)
+
+# %% ../nbs/00b_ranks.ipynb #h6b
+def everybodys_population(
+    ratings: pd.DataFrame,  # of this rank
+) -> Population:
+    "How the users of all ranks rate."
+    code, rating = pd.factorize(ratings["user_id"])[0], ratings["rating"].to_numpy(np.float64)
+    steps = np.concatenate(gather(np.array([rating_step(rating)])))
+    steps = steps[steps > 0]
+    return population(total(rating_sums(code, rating)), float(steps.min()) if len(steps) else 0.0)
 
 # %% ../nbs/00b_ranks.ipynb #h3f
 def digest(

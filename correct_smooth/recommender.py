@@ -48,8 +48,10 @@ from tqdm import tqdm
 
 from .correct_smooth import CorrectAndSmooth, Scorer, label_matrix, operators, parts
 from correct_smooth.data import (
-    InputError,
     LABEL_RULES,
+    MARKER,
+    InputError,
+    Interactions,
     MovieData,
     Population,
     add_movies,
@@ -59,8 +61,8 @@ from correct_smooth.data import (
     check_data,
     check_liked,
     check_number,
-    check_ratings,
     check_parquet,
+    check_ratings,
     check_target,
     checksum,
     compiled,
@@ -68,14 +70,11 @@ from correct_smooth.data import (
     generator,
     holdout,
     ids_like,
-    Interactions,
     index_ratings,
-    MARKER,
-    write_marker,
-    read_marker,
     movie_data,
     positions,
     printable,
+    read_marker,
     reading,
     remarks,
     settle,
@@ -83,6 +82,7 @@ from correct_smooth.data import (
     with_standard,
     write_beside,
     write_csv,
+    write_marker,
     write_rows,
 )
 from correct_smooth.evaluate import (
@@ -215,12 +215,12 @@ def top_n(
     seen = sparse.csc_matrix(scores.shape, dtype=np.float32) if seen is None else seen.sorted_indices()
     return _shortlists(np.ascontiguousarray(scores.T), min(n, len(scores)), shut, seen.indptr, seen.indices)
 
-# %% ../nbs/07_recommender.ipynb #c016
+# %% ../nbs/07_recommender.ipynb #h6a
 def stored(Y: sparse.csc_matrix) -> sparse.csc_matrix:
     "1 wherever something is stored, a 0 too."
     return sparse.csc_matrix((np.ones(Y.nnz, np.float32), Y.indices, Y.indptr), shape=Y.shape)
 
-
+# %% ../nbs/07_recommender.ipynb #c016
 def top_blocks(
     scorer: Scorer,
     users: np.ndarray,  # (m,) positions
@@ -228,7 +228,7 @@ def top_blocks(
     shut: np.ndarray,  # (n_items,) True for films that nobody should get
     exclude_seen: bool = True,  # leave out films with a label
     progress: bool = True,  # show a bar
-    more: sparse.csc_matrix | None = None,  # (n_items, n_users) stored: leave these out as well
+    more: sparse.csc_matrix | None = None,  # (n_items, n_users) stored: leave these films out as well
 ) -> Iterator[pd.DataFrame]:  # place (among the users asked for), rank, item, base, refined; best first
     "The best films of many users, one table for each block of them."
     quiet = {} if progress and sys.stderr else {"disable": True}
@@ -330,7 +330,7 @@ def stage_from_json(kind: type, settings: dict[str, Any]) -> Any:
     "A frozen settings object back from JSON."
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
-# %% ../nbs/07_recommender.ipynb #c025
+# %% ../nbs/07_recommender.ipynb #h6c
 def check_opinions(ratings: pd.DataFrame) -> Population:
     "How everybody rates; raises `InputError` if all ratings of all ranks are the same."
     people = everybodys_population(ratings)
@@ -341,7 +341,7 @@ def check_opinions(ratings: pd.DataFrame) -> Population:
         )
     return people
 
-
+# %% ../nbs/07_recommender.ipynb #c025
 def check_judgeable(held: MovieData) -> None:
     "Raise `InputError` if no user has both a liked and another film among held-out ratings."
     pairs = index_ratings(held)
@@ -364,9 +364,7 @@ class _Settings(BaseEstimator):
         training: TrainConfig = TrainConfig(),
         refinement: CorrectAndSmooth = CorrectAndSmooth(),
         labels: str = "train",  # whose ratings set each user's standard in `cs_run`: train, or all (leaks)
-        liked: float
-        | str
-        | None = None,  # a rating, such as 4, or mean: the user's own; None: as the data say
+        liked: float | str | None = None,  # a rating, such as 4, or mean (each user's); None: as the data say
         validation: float = 0.1,  # share of training ratings to stop by; 0 trains for all epochs at once
         ensemble: int = 3,  # models to train, from as many seeds, and average
         seed: int = 0,
@@ -439,10 +437,8 @@ class _Answers(_Settings):
     ) -> Self:
         "Set out what scoring needs; behind the known users stands the mean user, for strangers."
         pairs, S, refinement = index_ratings(data, users), normalise(A), self.fitted_["refinement"]
-        aims, shape = (
-            targets(pairs, self.fitted_["training"].target),
-            (len(pairs.items), len(pairs.users) + 1),
-        )
+        aims = targets(pairs, self.fitted_["training"].target)
+        shape = len(pairs.items), len(pairs.users) + 1
         scorer = Scorer(
             average([embeddings(o, X, S) for o in models]).with_mean_user(self.trained_),
             label_matrix(pairs.user, pairs.item, aims, shape),
@@ -1273,14 +1269,14 @@ def _spread_in_words(facts: dict[str, dict[str, float]]) -> str:
         f"them is more popular than {refined['percentile']:.0%} of all films (base {base['percentile']:.0%})."
     )
 
-# %% ../nbs/07_recommender.ipynb #c092
+# %% ../nbs/07_recommender.ipynb #h6f
 def with_seen(data: MovieData, ratings: pd.DataFrame) -> MovieData:
     "The same data, with films that are known to have been seen: not learned from, and not recommended."
     return replace(
         data, seen=pd.concat([o for o in (data.seen, ratings) if o is not None], ignore_index=True)
     )
 
-
+# %% ../nbs/07_recommender.ipynb #c092
 def examples(
     recommender: CorrectSmoothRecommender,  # fitted
     judged: Evaluation,
@@ -1560,8 +1556,8 @@ def cs_run(
     edges: str = "",  # a film graph of yours: .csv, .parquet or .npz with source, target and weight
     share: float = 0.2,  # share of each user's ratings to hold back and evaluate on
     tune: bool = False,  # choose graph and refinement on a part of the training ratings first
-    liked: str = "",  # what counts as liked: a rating, such as 4, or mean: each user's own; default: mean
-    no_opinion: str = "",  # rating that means "seen, not rated", such as -1; keep: none does; default: found
+    liked: str = "",  # rating that counts as liked, such as 4; or mean: each user's own, the default
+    no_opinion: str = "",  # rating that means "seen, not rated", such as -1; keep: none; default: look for it
 ) -> None:
     "Learn from ratings, correct, smooth, measure the gain. Example: cs_run --data ml-25m.zip --out results"
     with joined():

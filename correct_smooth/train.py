@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'SCHEDULES', 'SEAL', 'WORTH_SHARING', 'CHECKPOINT_SECONDS', 'USER_TABLES', 'CHECKPOINT_FORMAT',
-           'margin_targets', 'targets', 'TrainConfig', 'check_device', 'step_size', 'learning_rate', 'parameter_groups',
+           'margin_targets', 'targets', 'TrainConfig', 'step_size', 'check_device', 'learning_rate', 'parameter_groups',
            'Batch', 'batches', 'batch_logits', 'mean_loss', 'save_tensors', 'load_tensors', 'train_epoch', 'Trained',
            'train']
 
@@ -37,9 +37,9 @@ from correct_smooth.data import (
     check_number,
     generator,
     reading,
+    replacing,
     shrunk_moments,
     user_moments,
-    replacing,
 )
 from .model import ItemUserModel, ModelConfig
 from .ranks import gather, numbering, rank, said_by_first, size, sum_gradients, total
@@ -95,14 +95,6 @@ class TrainConfig:
         check_choice("target", self.target, TARGETS)
         check_choice("device", self.device, ("cpu", "cuda"))
 
-# %% ../nbs/04_train.ipynb #h3b
-def check_device(config: TrainConfig) -> None:
-    "Raise `InputError` if training is to run on a GPU, and there is none."
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "training's device is cuda, and PyTorch finds no GPU here; set it to cpu (training__device=cpu)"
-        )
-
 # %% ../nbs/04_train.ipynb #c011
 def step_size(
     config: TrainConfig,
@@ -112,6 +104,14 @@ def step_size(
     "Ratings in a batch, of all ranks together: as set, or what suits so many ratings."
     alone = int(np.clip(n_ratings // 250, 4096, 131_072))
     return config.batch_size or min(ranks * alone, max(n_ratings // 100, alone))
+
+# %% ../nbs/04_train.ipynb #h3b
+def check_device(config: TrainConfig) -> None:
+    "Raise `InputError` if training is to run on a GPU, and there is none."
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "training's device is cuda, and PyTorch finds no GPU here; set it to cpu (training__device=cpu)"
+        )
 
 # %% ../nbs/04_train.ipynb #c014
 def learning_rate(

@@ -22,6 +22,7 @@ from correct_smooth.data import (
     without_opinion,
 )
 from correct_smooth.graph import corating_knn
+from correct_smooth.ranks import load_share, partition
 from correct_smooth.recommender import run
 from correct_smooth.train import margin_targets
 
@@ -185,6 +186,21 @@ def test_seen_but_not_rated_flips_no_label(world, value, share):
     assert len(kept.ratings) == len(rows) and kept.seen is None
     again = without_opinion(kept, value)
     pd.testing.assert_frame_equal(again.seen, data.seen)
+
+
+@pytest.mark.parametrize("parted", [False, True], ids=["csv", "partitioned"])
+@pytest.mark.parametrize("no_opinion, silent", [("find", -1), ("keep", None), (5.0, 5)])
+def test_whoever_runs_it_says_what_is_no_opinion(world, tmp_path, parted, no_opinion, silent):
+    "The setting reaches the readers that a run uses, and `partition` decides nothing before."
+    rows = world.ratings.assign(rating=world.ratings["rating"].where(world.ratings.index % 5 > 0, -1))
+    rows.to_csv(tmp_path / "ratings.csv", index=False)
+    world.movies[["title"]].reset_index().to_csv(tmp_path / "movies.csv", index=False)
+    folder = tmp_path / "parted" if parted else tmp_path
+    if parted:
+        partition(tmp_path, folder, progress=False)
+    data, _ = load_share(folder, no_opinion)
+    assert len(data.ratings) == (rows["rating"] != silent).sum()
+    assert len(data.ratings) + (0 if data.seen is None else len(data.seen)) == len(rows)
 
 
 def test_a_newcomer_may_have_no_opinion_too(world):
