@@ -179,7 +179,7 @@ def test_films_and_people_that_cannot_be_taken_in(fitted, world):
     for wrong, message in (
         (ratings(100, [999], [5]), "item 999 is unknown"),
         (ratings("me", [1], [5]), "'me' is of another kind.*whole numbers, such as 60"),
-        (ratings(100, ["1"], [5]), "'1' is of another kind"),
+        (ratings(100, ["one"], [5]), "'one' is of another kind"),
         (ratings(100, [1], [np.nan]), "row 0 is 'nan'"),
         (ratings(100, [1], [5]).drop(columns="rating"), "lack the column rating"),
         ([1, 2], "must be a pandas DataFrame"),
