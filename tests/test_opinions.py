@@ -20,6 +20,7 @@ from correct_smooth.data import (
     synthetic_data,
     user_thresholds,
     without_opinion,
+    write_tables,
 )
 from correct_smooth.graph import corating_knn
 from correct_smooth.ranks import load_share, partition
@@ -236,8 +237,9 @@ def test_views_are_no_ratings(world, tmp_path):
 
 def test_lists_for_use_hold_nothing_that_was_rated(world, tmp_path):
     "Held-out films are known to the lists, to the saved model and to the page, and to nothing that learns."
-    told = run("synthetic", tmp_path / "out", recommender=CorrectSmoothRecommender(**QUICK))
-    known = synthetic_data().ratings[["user_id", "item_id"]]
+    write_tables(world, tmp_path / "world")
+    told = run(tmp_path / "world", tmp_path / "out", recommender=CorrectSmoothRecommender(**QUICK))
+    known = world.ratings[["user_id", "item_id"]]
     listed = pd.read_csv(tmp_path / "out" / "recommendations.csv")
     assert not len(listed.merge(known)) and len(listed) == 10 * told["data"]["users"]
     model = CorrectSmoothRecommender.load(tmp_path / "out" / "model").set_params(progress=False)
