@@ -20,8 +20,10 @@ from correct_smooth.data import (
     synthetic_data,
     user_thresholds,
     without_opinion,
+    write_tables,
 )
 from correct_smooth.graph import corating_knn
+from correct_smooth.ranks import load_share
 from correct_smooth.recommender import run
 from correct_smooth.train import margin_targets
 
@@ -185,6 +187,18 @@ def test_seen_but_not_rated_flips_no_label(world, value, share):
     assert len(kept.ratings) == len(rows) and kept.seen is None
     again = without_opinion(kept, value)
     pd.testing.assert_frame_equal(again.seen, data.seen)
+
+
+@pytest.mark.parametrize("flag, value", [("find", 0), ("keep", None), (2, 2)])
+def test_the_flag_for_no_opinion_reaches_the_data(world, flag, value, tmp_path):
+    "Of `run`, and so of the command; everything left out is one remark."
+    stars = world.ratings["rating"].round().where(world.ratings["item_id"] % 2 > 0, 0)
+    rows = world.ratings.assign(rating=stars)
+    write_tables(replace(world, ratings=rows), tmp_path / "tables")
+    data, _ = load_share(tmp_path / "tables", flag)
+    assert data.no_opinion == value and len(data.ratings) == (stars != value).sum()
+    nothing = without_opinion(replace(world, ratings=rows.assign(rating=2.0)), 2)
+    assert list(nothing.dropped) == ["ratings of 2, 'seen, not rated' beside no others (see no_opinion)"]
 
 
 def test_a_newcomer_may_have_no_opinion_too(world):
