@@ -324,6 +324,13 @@ def _as_text_ids(ids: pd.Series) -> pd.Series:
     return _each(ids, str) if _is_whole(ids) else ids
 
 # %% ../nbs/00_data.ipynb #h2d
+def _uncoded(column: pd.Series) -> pd.Series:
+    "The column with its values in place of codes for them, as categories have, also those of Arrow."
+    kind = column.dtype
+    arrow = isinstance(kind, pd.ArrowDtype) and pa.types.is_dictionary(kind.pyarrow_dtype)
+    return column.astype(object) if arrow or isinstance(kind, pd.CategoricalDtype) else column
+
+
 def as_ids(
     column: pd.Series,
     what: str,  # for the message, such as `item_id of movies`
@@ -333,7 +340,7 @@ def as_ids(
         column = pd.Series(np.asarray(column), column.index, name=column.name)
     if column.dtype == np.int64:
         return column
-    column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
+    column = _uncoded(column)
     kind = pd.api.types.infer_dtype(column, skipna=True)
     with reading(what):
         if kind == "string":
@@ -392,17 +399,19 @@ def find_ids(
     known: pd.Index,
 ) -> np.ndarray:  # (n,) position of each, -1 for one that is unknown
     "Look ids up, whichever of the two kinds they are written as."
-    asked = pd.Index(ids, tupleize_cols=False)
-    if asked.dtype.kind == "u" and len(asked) and asked.max() < 2**63:
-        asked = asked.astype(np.int64)
-    at = known.get_indexer(asked)
-    if (at < 0).any() and len(known):
-        codes, values = pd.factorize(asked[at < 0])
-        alike = [id_like(o, known) for o in values]
-        found = known.get_indexer(pd.Index([known[0] if o is None else o for o in alike], dtype=known.dtype))
-        found[[o is None for o in alike]] = -1
-        at[at < 0] = np.append(found, -1)[codes]
-    return at
+    with reading("a list of ids"):
+        asked = pd.Index(ids, tupleize_cols=False)
+        if asked.dtype.kind == "u" and len(asked) and asked.max() < 2**63:
+            asked = asked.astype(np.int64)
+        at = known.get_indexer(asked)
+        if (at < 0).any() and len(known):
+            codes, values = pd.factorize(asked[at < 0])
+            alike = [id_like(o, known) for o in values]
+            some = [known[0] if o is None else o for o in alike]
+            found = known.get_indexer(pd.Index(some, dtype=known.dtype))
+            found[[o is None for o in alike]] = -1
+            at[at < 0] = np.append(found, -1)[codes]
+        return at
 
 # %% ../nbs/00_data.ipynb #h2k
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -433,8 +442,17 @@ def literal(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
+def _is_printed(text: str) -> bool:
+    "Whether a text looks like a list that a program has written, whole or cut off."
+    text = text.strip()
+    closed = text[:1] + text[-1:] in ("[]", "()", "{}")
+    return closed or text[:2] in ("['", '["') or bool(_WRAPPED.fullmatch(text))
+
+
 def _printed_list(text: str) -> Any:
-    "A list as Python or NumPy prints it."
+    "A list as JSON has it, or as Python or NumPy prints it."
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
     wrapped = _WRAPPED.fullmatch(text)
     text = _NUMPY_TEXT.sub(r"\1", wrapped[1] or "[]" if wrapped else text)
     if _PRINTED.fullmatch(_QUOTED.sub("\0", text.replace("\0", " "))):
@@ -447,18 +465,17 @@ def as_names(
     mark: str = "|",  # between names in plain text
 ) -> tuple[str, ...] | None:
     "A cell as names: lists, arrays, `a|b`, or a list as it is printed; None if it is none of these."
-    if isinstance(value, str):
-        text = value.strip()
-        if text[:1] + text[-1:] in ("[]", "()", "{}") or _WRAPPED.fullmatch(text):
-            try:
-                value = _printed_list(text)
-            except ValueError:
-                return None
+    if isinstance(value, str) and _is_printed(value):
+        try:
+            value = _printed_list(value.strip())
+        except ValueError:
+            return None
     if isinstance(value, str):
         return tuple(o.strip() for o in value.split(mark) if o.strip())
     if isinstance(value, np.ndarray) and value.ndim != 1:
         return None
-    if isinstance(value, (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index)):
+    kinds = (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
+    if isinstance(value, kinds):
         names = [o for o in value if not _absent(o)]
         if not all(isinstance(o, str) for o in names):
             return None
@@ -470,7 +487,7 @@ def list_mark(
     column: pd.Series,
 ) -> tuple[str, int]:  # and in how many cells it stands
     "What is between the names in the plain text of a column: `|`, or else `;`, or else `,`."
-    plain = [o for o in column if isinstance(o, str) and o.strip()[:1] not in ("[", "(", "{")]
+    plain = [o for o in column if isinstance(o, str) and not _is_printed(o)]
     counts = {mark: sum(mark in o for o in plain) for mark in "|;,"}
     return next(((mark, n) for mark, n in counts.items() if n), ("|", 0))
 
@@ -558,18 +575,25 @@ def _clean_columns(movies: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFram
     return movies
 
 # %% ../nbs/00_data.ipynb #c020
+def _since_1970(when: pd.Series) -> pd.Series:
+    "Seconds, of dates of any unit; nanoseconds would end in 2262."
+    return (when.dt.as_unit("s") - pd.Timestamp(0, tz=when.dt.tz).as_unit("s")) // pd.Timedelta(seconds=1)
+
+
 def _as_seconds(column: pd.Series) -> pd.Series:
     "Seconds since 1970, from numbers, dates, or dates as text (ISO 8601); what is none becomes missing."
     if _whole_within(column, 1 - 10**15, 10**15 - 1):
         return column
+    if isinstance(column.dtype, pd.ArrowDtype) and pa.types.is_date(column.dtype.pyarrow_dtype):
+        column = column.astype("timestamp[s][pyarrow]")
     if pd.api.types.is_datetime64_any_dtype(column):
-        return (column - pd.Timestamp(0, tz=column.dt.tz)) // pd.Timedelta(seconds=1)
-    column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
+        return _since_1970(column)
+    column = _uncoded(column)
     seconds = as_numbers(column)
     text = column[seconds.isna() & column.notna()]
     text = text if isinstance(text.dtype, pd.StringDtype) else text.map(str)
     when = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
-    return seconds.fillna((when - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1))
+    return seconds.fillna(_since_1970(when))
 
 
 def check_ratings(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
@@ -671,7 +695,7 @@ def without_opinion(
     value = np.nan if found is None or isinstance(found, str) else float(found)
     seen = rating == np.float32(value)
     if seen.any():
-        others = f"{rating[~seen].min():g} to {rating[~seen].max():g}"
+        others = f"{rating[~seen].min():g} to {rating[~seen].max():g}" if not seen.all() else "no others"
         remark = f"ratings of {value:g}, 'seen, not rated' beside {others} (see no_opinion)"
         dropped[remark] = int(seen.sum())
         rated, only_seen = (data.ratings[o].reset_index(drop=True) for o in (~seen, seen))
@@ -992,6 +1016,8 @@ def _movielens_table(files: dict[str, Callable[[], Any]], table: str, path: Path
         try:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError:
+            if b"\0" in raw:  # UTF-16
+                raise
             text = raw.decode("latin-1")  # as before MovieLens 10M
         return _read_csv(io.StringIO(text), columns, sep="::", names=names, engine="python", **timed)
 
@@ -1355,11 +1381,13 @@ def write_tables(
     data: MovieData,
     folder: str | Path,  # replaced as a whole if it holds tables already
 ) -> None:
-    "Write films and ratings as Parquet, so that `read_tables` gives them back."
+    "Write films and ratings as Parquet, for `load_data` to read; what counts as liked is said when reading."
     check_data(data)
+    silent = [] if data.seen is None else [data.seen[data.seen["rating"] == data.no_opinion]]
     with write_beside(folder, "tables") as fresh:
         data.movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
-        data.ratings.to_parquet(fresh / "ratings.parquet", index=False)
+        ratings = pd.concat([data.ratings, *silent], ignore_index=True)
+        ratings.to_parquet(fresh / "ratings.parquet", index=False)
 
 # %% ../nbs/00_data.ipynb #c057
 def _long_tail(n: int) -> np.ndarray:

@@ -267,6 +267,7 @@ def plot_history(groups: pd.DataFrame, ax: Axes, name: str = "ROC AUC") -> None:
 def plot_calibration(y: np.ndarray, scores: dict[str, np.ndarray], ax: Axes, bins: int = 10) -> None:
     "Share of liked films against the score, in bins of equally many pairs."
     ax.plot([0, 1], [0, 1], color="0.8", lw=1)
+    bins = min(bins, *map(len, scores.values()))  # none is empty
     for (name, z), colour in zip(scores.items(), ("0.5", "tab:orange"), strict=False):
         group = np.minimum(np.argsort(np.argsort(z, kind="stable")) * bins // len(z), bins - 1)
         n = np.bincount(group)

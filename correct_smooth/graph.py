@@ -35,6 +35,7 @@ from correct_smooth.data import (
     find_ids,
     from_cells,
     reading,
+    remarks,
     user_moments,
 )
 from .features import BLOCKS
@@ -168,18 +169,17 @@ def _joined_up(
     target: np.ndarray,
     weight: np.ndarray,
     n_items: int,
-    dropped: dict[str, int] | None,
+    dropped: dict[str, int],
 ) -> sparse.csr_matrix:
     "A graph from edges by position; without any edge if none is left."
     known, loop = (source >= 0) & (target >= 0), source == target
     use = known & ~loop & (weight > 0)
     table = pd.DataFrame({"i": source, "j": target, "w": weight})[use]
     table = table.groupby(["i", "j"], as_index=False)["w"].max()
-    if dropped is not None:
-        dropped["edges with an unknown film"] = int((~known).sum())
-        dropped["edges from a film to itself"] = int((known & loop).sum())
-        dropped["edges of weight 0"] = int((known & ~loop & (weight == 0)).sum())
-        dropped["edges given again"] = int(use.sum()) - len(table)
+    dropped["edges with an unknown film"] = int((~known).sum())
+    dropped["edges from a film to itself"] = int((known & loop).sum())
+    dropped["edges of weight 0"] = int((known & ~loop & (weight == 0)).sum())
+    dropped["edges given again"] = int(use.sum()) - len(table)
     shape = (n_items, n_items)
     return sparse.csr_matrix((table["w"], (table["i"], table["j"])), shape=shape, dtype=np.float32)
 
@@ -193,6 +193,7 @@ def edge_graph(
     if edges.columns.duplicated().any():
         raise InputError(f"edges have a column twice; found: {', '.join(map(str, edges.columns))}")
     meant = edge_columns(edges.columns)
+    dropped = {} if dropped is None else dropped
     weight = _edge_weights(edges, column := meant.get("weight"))
     source, target = (_find(edges[meant[o]], items) for o in ("source", "target"))
     A = _joined_up(source, target, weight, len(items), dropped)
@@ -200,26 +201,35 @@ def edge_graph(
         raise InputError(
             f"no edge joins two known films: edges hold {edges[meant['source']][:2].tolist()}, "
             f"films are {items[:2].tolist()} ...; edges use the item ids of the movies"
+            + "".join(f"; {o}" for o in remarks(dropped))
         )
-    if dropped is not None:
-        if column not in (None, "weight"):
-            dropped[f"note: edge column {column!r}, taken for the weight"] = 1
-        for o in edges.columns[~edges.columns.isin(list(meant.values()))]:
-            dropped[f"edge column {o!r}, not one of those known"] = 1
+    if column not in (None, "weight"):
+        dropped[f"note: edge column {column!r}, taken for the weight"] = 1
+    for o in edges.columns[~edges.columns.isin(list(meant.values()))]:
+        dropped[f"edge column {o!r}, not one of those known"] = 1
     return A
 
 # %% ../nbs/02_graph.ipynb #c018
 def _npz_columns(path: Path) -> pd.DataFrame:
     check_arrays(path)
-    with np.load(path, allow_pickle=False) as arrays:
-        return pd.DataFrame({o: arrays[o] for o in arrays.files})
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {o: file[o] for o in file.files}
+    shapes = {o: a.shape for o, a in arrays.items()}
+    if {len(o) for o in shapes.values()} != {1} or len(set(shapes.values())) > 1:
+        found = ", ".join(f"{o} of shape {shape}" for o, shape in shapes.items())[:300]
+        raise InputError(
+            f"{path}: arrays source, target and perhaps weight must have a number for each edge; "
+            f"found: {found}; hand over a scipy matrix or an edge_index itself, not its file"
+        )
+    return pd.DataFrame(arrays)
 
 
 def _parquet_columns(path: Path) -> pd.DataFrame:
     check_parquet(path)
     table = pq.read_table(path)
     table.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
-    return table.to_pandas()
+    frame = table.to_pandas()
+    return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column
 
 
 def _csv_columns(path: Path) -> pd.DataFrame:
@@ -313,6 +323,7 @@ def given_graph(
     dropped: dict[str, int] | None = None,  # receives what was left out and how often
 ) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, with the directions as they are given
     "A film graph from whatever holds one; raises `InputError` for anything else."
+    dropped = {} if dropped is None else dropped
     edges = read_edges(edges) if isinstance(edges, (str, Path)) else edges
     if isinstance(edges, pd.DataFrame):
         return edge_graph(edges, items, dropped)
@@ -326,7 +337,8 @@ def given_graph(
         source, target = _edge_index(edges, len(items))
         A = _joined_up(source, target, np.ones(len(source), np.float32), len(items), dropped)
     if not A.nnz:
-        raise InputError(f"the graph has no edge between two of the {len(items)} films")
+        lost = "".join(f"; {o}" for o in remarks(dropped))
+        raise InputError(f"the graph has no edge between two of the {len(items)} films{lost}")
     return A
 
 

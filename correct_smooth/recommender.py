@@ -172,10 +172,14 @@ def with_setting(stage: Any, name: str, value: Any) -> Any:
 
 # %% ../nbs/07_recommender.ipynb #c008
 def as_list(ids: Any, name: str) -> list[Any] | np.ndarray:
-    "Ids as a list, or as the array they are; raises `InputError` for a single one."
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+    "Ids as a list, or as the array they are; raises `InputError` for a single one, or a table."
+    given = np.asarray(ids) if hasattr(ids, "__array__") else ids
+    shape = getattr(given, "shape", (1,))
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not shape:
         raise InputError(f"{name} must be a list of ids, got {ids!r}; for a single one write [{ids!r}]")
-    return np.asarray(ids) if isinstance(ids, (np.ndarray, pd.Series, pd.Index)) else list(ids)
+    if len(shape) > 1:
+        raise InputError(f"{name} must be a list of ids, got {type(ids).__name__} of shape {shape}")
+    return given if isinstance(given, np.ndarray) else list(given)
 
 # %% ../nbs/07_recommender.ipynb #c013
 @compiled(parallel=True)
@@ -531,7 +535,8 @@ class _Answers(_Settings):
         "The best films, a block of users at a time; one empty table if there are no users."
         check_number("n", n, 1, whole=True)
         check_choice("exclude_seen", exclude_seen, (True, False))
-        ids = pd.Index(getattr(self, "users_", []) if user_ids is None else as_list(user_ids, "user_ids"))
+        asked = getattr(self, "users_", []) if user_ids is None else as_list(user_ids, "user_ids")
+        ids = pd.Index(asked, tupleize_cols=False)
         users, titles = self._rows(ids), self._titles()
         shut = np.full(len(self.items_), items is not None)
         for given, closed in ((items, False), (block_items, True)):

@@ -95,26 +95,28 @@ def _end(name: str, code: int, message: str, said: bool = False) -> SystemExit:
     return SystemExit(code)
 
 
+def _ended(name: str, error: BaseException) -> SystemExit:
+    "The end of a command by an error, of which one rank tells."
+    from correct_smooth.data import InputError
+    from correct_smooth.ranks import RankLost, is_said, last_word
+
+    said = is_said(error)
+    if isinstance(error, KeyboardInterrupt):
+        end = _end(name, 130, f"stopped; {error}" if str(error) else STOPPED, said)
+    elif isinstance(error, InputError | RankLost):
+        end = _end(name, 1 if isinstance(error, RankLost) else 2, str(error), said)
+    else:
+        end = _end(name, 1, f"something could not be written: {error}", said)
+    last_word()
+    return end
+
+
 def command(main: Callable[..., None]) -> Callable[..., None]:
     "Make a function a command: called without arguments, it takes them from the command line."
     name = main.__name__
 
     def wrong_flags(message: str) -> None:
         raise _end(name, 2, f"{message}; {name} --help shows what there is", said=_number("LOCAL_RANK") > 0)
-
-    def ended(error: BaseException) -> SystemExit:
-        from correct_smooth.data import InputError
-        from correct_smooth.ranks import RankLost, is_said, last_word
-
-        said = is_said(error)
-        if isinstance(error, KeyboardInterrupt):
-            end = _end(name, 130, f"stopped; {error}" if str(error) else STOPPED, said)
-        elif isinstance(error, InputError | RankLost):
-            end = _end(name, 1 if isinstance(error, RankLost) else 2, str(error), said)
-        else:
-            end = _end(name, 1, f"something could not be written: {error}", said)
-        last_word()
-        return end
 
     @wraps(main)
     def run_it(*args: Any, **kwargs: Any) -> None:
@@ -134,7 +136,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             flags = vars(parser.parse_args())
             main(**{k: v for k, v in flags.items() if k not in ("pdb", "xtra")})
         except (InputError, RankLost, OSError, KeyboardInterrupt) as error:
-            raise ended(error) from None
+            raise _ended(name, error) from None
 
     return run_it
 

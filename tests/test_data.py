@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from effort import tried
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -29,6 +30,7 @@ from correct_smooth.data import (
     by_time,
     cold_items,
     cold_users,
+    find_ids,
     holdout,
     index_ratings,
     leave_last,
@@ -362,6 +364,35 @@ def test_dates_become_seconds():
         assert found.tolist() == [86_400, 1_000_000_000, -86_400]
 
 
+FAR = ["1970-01-02", "2001-09-09", "9999-12-31"]  # nanoseconds would end in 2262
+
+
+@pytest.mark.parametrize(
+    "kind", ["str", "object", "datetime64[s]", "datetime64[ms]", "date32[pyarrow]", "timestamp[us][pyarrow]"]
+)
+def test_dates_may_be_of_any_unit(kind):
+    "Also one that a program wrote for never."
+    when = pd.Series(FAR) if kind in ("str", "object") else pd.Series(np.array(FAR, "datetime64[s]"))
+    found = movie_data(FILMS, STARS.assign(timestamp=when.astype(kind))).ratings["timestamp"]
+    assert found.tolist() == [86_400, 999_993_600, 253_402_214_400]
+
+
+def test_codes_stand_for_their_values():
+    "Categories of pandas and dictionaries of Arrow are what they mean."
+    for column in ("user_id", "item_id", "rating"):
+        coded = pa.array(STARS[column]).dictionary_encode()
+        for codes in (STARS[column].astype("category"), pd.Series(pd.arrays.ArrowExtensionArray(coded))):
+            data = movie_data(FILMS, STARS.assign(**{column: codes}))
+            assert_array_equal(data.ratings[column], STARS[column])
+
+
+@pytest.mark.parametrize("ids", [[[7]], [{7}], [{}], np.array([[7]])], ids=repr)
+def test_what_can_be_no_id_is_refused(ids):
+    "By whoever looks ids up."
+    with pytest.raises(InputError, match="a list of ids"):
+        find_ids(ids, FILMS.set_index("item_id").index)
+
+
 @pytest.mark.parametrize(
     "column, bad",
     [
@@ -391,6 +422,7 @@ CELLS = st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 2), st.in
 
 @SOME
 @given(st.lists(st.sampled_from([0, 1, 2, None])), st.lists(CELLS, max_size=20), st.booleans())
+@example([0], [(0, 0, 0, 0), (1, 0, 0, 0)], False)  # ratings that are all equal
 def test_every_dropped_row_is_counted(ids, cells, timed):
     "Rows in are rows kept and rows counted as dropped, and what was handed in is untouched."
     films = pd.DataFrame({"item_id": pd.Series(ids, dtype=object)})
@@ -929,12 +961,16 @@ def test_other_encodings_are_told(encoding, hint, tmp_path):
         read_tables(tmp_path)
 
 
-def test_dat_files_are_utf8_or_latin1():
+def test_dat_files_are_utf8_or_latin1(tmp_path):
     "As one and the other are written, in MovieLens 10M and before."
     for encoding in ("utf-8", "utf-8-sig", "latin-1"):
         films = "1::Misérables, Les (1995)::Drama\n2::Amélie (2001)::Comedy\n".encode(encoding)
         data = read_files("movielens, old", {"movies.dat": films})
         assert data.movies["title"].tolist() == ["Misérables, Les", "Amélie"]
+    (tmp_path / "movies.dat").write_text("1::Heat (1995)::Drama\n", encoding="utf-16")
+    (tmp_path / "ratings.dat").write_text("1::1::4\n")
+    with pytest.raises(InputError, match="UTF-16"):
+        read_movielens(tmp_path)
 
 
 PRINTERS = [
@@ -957,6 +993,28 @@ def test_printed_lists_come_back(printed, names):
     assert found is None or sorted(set(found)) == sorted(set(names)) or (names == [] and found == ())
     if all(o.isalnum() for o in names) and (names or printed is not PRINTERS[-1]):
         assert found is not None
+
+
+@pytest.mark.parametrize(
+    "cell, names",
+    [
+        pytest.param(r'["Action\/Crime", "\ud83d\ude00", null]', ("Action/Crime", "\U0001f600"), id="json"),
+        pytest.param(pd.Series(["War", "Drama"]).astype("str").unique(), ("War", "Drama"), id="unique"),
+        pytest.param(pd.Categorical(["War", "War"]), ("War", "War"), id="categories"),
+        pytest.param("['War', 'Dra...", None, id="cut off"),
+    ],
+)
+def test_cells_that_are_lists(cell, names):
+    "As other programs hold or write them."
+    assert as_names(cell) == names
+
+
+def test_printed_lists_tell_nothing_of_marks():
+    "Commas within them are no marks between names in plain text."
+    cells = ["array(['War', 'Drama'], dtype=object)", "['Action', 'Crime'"]
+    data = movie_data(FILMS.assign(genres=cells), STARS)
+    assert data.movies["genres"].tolist() == [("War", "Drama"), ()]
+    assert data.dropped == {"cells of genres that are no list of names": 1}
 
 
 @pytest.mark.parametrize("mark", [", ", ",", "; ", ";"])

@@ -23,6 +23,7 @@ from correct_smooth.evaluate import (
     compare,
     diversity,
     gain_by_history,
+    plot_calibration,
     plot_diversity,
     user_metrics,
 )
@@ -477,3 +478,13 @@ def test_lists_that_make_no_sense_are_named(lists, popularity, said):
         diversity(np.array(lists), np.array(popularity))
     with pytest.raises(InputError, match=said):
         plot_diversity({"some": np.array(lists)}, np.array(popularity), Figure().subplots())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [1, 3, 25])
+def test_few_pairs_are_calibrated_without_gaps(n):
+    "No bin is empty, however few the pairs; their points hold all of them."
+    ax = Figure().subplots()
+    plot_calibration(np.arange(n) % 2, {"base": np.linspace(0.1, 0.9, n)}, ax)
+    x, y = ax.lines[1].get_data()
+    assert len(x) == min(n, 10) and np.isfinite([x, y]).all()

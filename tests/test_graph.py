@@ -634,6 +634,39 @@ def test_arrays_that_are_no_table_are_refused():
         assert found is None or found.shape == (2, 2)  # one number stands for both rows
 
 
+@pytest.mark.parametrize("arrays", [{"edge_index": np.ones((2, 3))}, {"source": [1], "target": [1, 2]}])
+def test_arrays_that_are_no_table_are_described(arrays, tmp_path):
+    "By name and shape, with what to do."
+    np.savez(tmp_path / "edges.npz", **arrays)
+    with pytest.raises(InputError, match=f"{next(iter(arrays))} of shape .*; hand over a scipy matrix"):
+        read_edges(tmp_path / "edges.npz")
+
+
+@pytest.mark.parametrize("index", [None, "source", ["source", "target"]], ids=str)
+def test_parquet_may_have_an_index(index, tmp_path):
+    "As tables have that were filtered, or looked up by their ends."
+    edges = as_table([(10, 10, 1.0), (10, 20, 0.5), (20, 30, 2.0)])[1:]
+    (edges if index is None else edges.set_index(index)).to_parquet(tmp_path / "edges.parquet")
+    found = edge_graph(read_edges(tmp_path / "edges.parquet"), ITEMS)
+    assert_array_equal(found.toarray(), edge_graph(edges, ITEMS).toarray())
+
+
+@pytest.mark.parametrize(
+    "edges, lost",
+    [
+        (pd.DataFrame({"source": [10, 20], "target": [10, 20]}), "2 edges from a film to itself"),
+        (pd.DataFrame({"source": [10], "target": [20], "weight": [0]}), "1 edges of weight 0"),
+        (np.array([[1, 1], [1, 1]]), "2 edges from a film to itself"),
+        (nx.Graph([("a", "b")]), "1 edges with an unknown film"),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_the_error_that_no_edge_is_left_says_what_was_lost(edges, lost):
+    "For every form of a graph."
+    with pytest.raises(InputError, match=lost):
+        given_graph(edges, ITEMS)
+
+
 def test_files_that_are_not_there_or_not_ours_are_named():
     "A missing file and a format that is not read are refused by name."
     with pytest.raises(InputError, match="no file .*nowhere.csv"):

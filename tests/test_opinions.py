@@ -204,6 +204,18 @@ def test_whoever_runs_it_says_what_is_no_opinion(world, tmp_path, parted, no_opi
     assert len(data.ratings) + (0 if data.seen is None else len(data.seen)) == len(rows)
 
 
+@pytest.mark.parametrize("flag, value", [("find", 0), ("keep", None), (2, 2)])
+def test_the_flag_for_no_opinion_reaches_the_data(world, flag, value, tmp_path):
+    "Of `run`, and so of the command; everything left out is one remark."
+    stars = world.ratings["rating"].round().where(world.ratings["item_id"] % 2 > 0, 0)
+    rows = world.ratings.assign(rating=stars)
+    write_tables(replace(world, ratings=rows), tmp_path / "tables")
+    data, _ = load_share(tmp_path / "tables", flag)
+    assert data.no_opinion == value and len(data.ratings) == (stars != value).sum()
+    nothing = without_opinion(replace(world, ratings=rows.assign(rating=2.0)), 2)
+    assert list(nothing.dropped) == ["ratings of 2, 'seen, not rated' beside no others (see no_opinion)"]
+
+
 def test_a_newcomer_may_have_no_opinion_too(world):
     "A rating of -1 that comes later is a film seen, as it was in training."
     rows = world.ratings.assign(rating=world.ratings["rating"].where(world.ratings["item_id"] % 7 > 0, -1))
