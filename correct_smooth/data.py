@@ -225,6 +225,10 @@ class Population:
     spread: float  # sigma, standard deviation of ratings around their user's mean
     step: float  # the least distance between two different ratings
 
+    def __post_init__(self) -> None:
+        for name, least in (("mean", -1e15), ("spread", 1e-300), ("step", 0)):
+            check_number(f"{name} of a population", getattr(self, name), least, 1e15)
+
 # %% ../nbs/00_data.ipynb #c013
 TEXTS = ("title", "overview", "language", "collection")
 LISTS = ("genres", "keywords", "countries", "companies")
