@@ -1368,8 +1368,8 @@ def _checkpoints(out: Path) -> Iterator[Path]:
     except InputError as error:
         said_by_first(str(error))
         raise
-    said_by_first()
     try:
+        said_by_first()
         yield folder
         done = True
     finally:

@@ -137,7 +137,7 @@ def made(folder, watched=True):
     X = MovieFeatures().fit_transform(data.movies)
     learn, stop_by = map(own_part, split_by(data, holdout(data.ratings, 0.2, 1, before)))
     if not watched:
-        learn, stop_by = own_part(data), None
+        learn, stop_by = replace(own_part(data), population=everybodys_population(data.ratings)), None
     pairs = index_ratings(learn)
     S = normalise(cosine_knn(X, 5, shared=True))
     return X, pairs, None if stop_by is None else index_ratings(stop_by, pairs.users), S
