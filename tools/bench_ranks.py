@@ -20,12 +20,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from correct_smooth import train as training
-from correct_smooth.data import index_ratings
+from correct_smooth import distributed
+from correct_smooth.dataset import index_ratings
+from correct_smooth.distributed import SharedTraining, shares
 from correct_smooth.features import MovieFeatures
-from correct_smooth.model import ModelConfig
-from correct_smooth.ranks import gather, joined, load_share, numbering, rank, size, total
-from correct_smooth.train import TrainConfig
+from correct_smooth.partition import load_shard
+from correct_smooth.ranks import all_gather, all_reduce_sum, joined, rank, world_size
 
 
 def user_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -38,38 +38,34 @@ def user_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
 def measure(folder: Path, steps: int) -> dict[str, float]:
     "One rank's figures."
     begin = time.perf_counter()
-    data, _ = load_share(folder)
+    data, _ = load_shard(folder)
     pairs = index_ratings(data)
     read = time.perf_counter() - begin
     X = MovieFeatures(max_terms=30_000).fit_transform(data.movies)
-    n_ratings = len(data.ratings)
     del data
-    config, n_users = TrainConfig(), int(total(len(pairs.users)))
-    torch.manual_seed(0)
-    model, optimizer = training._start(X, pairs, ModelConfig(), config, numbering(pairs.users))
-    aim, waited, took = training.targets(pairs, "margin"), [], []
+    waited, took, add_up = [], [], distributed.sum_in_place
 
     def timed(weights: list[torch.nn.Parameter]) -> None:
         start = time.perf_counter()
-        summed(weights)
+        add_up(weights)
         waited.append(time.perf_counter() - start)
         took.append(start)
 
-    summed, cut = training.sum_gradients, training.batches
-    with (
-        patch.object(training, "sum_gradients", timed),
-        patch.object(training, "batches", lambda *args: islice(cut(*args), steps + 3)),
-    ):
-        training.train_epoch(model, X, pairs, aim, optimizer, config, np.random.default_rng(rank()))
+    training = SharedTraining(X, pairs)
+    torch.manual_seed(0)
+    with patch.object(distributed, "sum_in_place", timed):
+        training.begin()
+        cut = shares(pairs.item, training.together, training.n_ratings, training.rng)
+        training.epoch_loss(islice(cut, steps + 3))
+    model, optimizer = training.model, training.optimizer
     a_step = float(np.median(np.diff(took)[2:]))
     shared = sum(o.numel() for o in optimizer.param_groups[0]["params"])
-    whole = int(total(n_ratings))
     return {
         "read_s": read,
         "users": len(pairs.users),
-        "all_users": n_users,
-        "ratings": n_ratings,
-        "batch": training.step_size(config, whole, size()),
+        "all_users": int(all_reduce_sum(len(pairs.users))),
+        "ratings": len(pairs),
+        "batch": training.together,
         "step_s": a_step,
         "sum_gradients_s": float(np.median(waited[2:])),
         "gradient_mb": 4 * shared / 1e6,
@@ -87,12 +83,12 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     with joined():
         mine = measure(args.folder, args.steps)
-        every = np.array(gather(np.array(list(mine.values()))))
+        every = np.array(all_gather(np.array(list(mine.values()))))
         if rank() == 0:
             told = dict(zip(mine, every.T.tolist(), strict=True))
             step = max(told["step_s"])
             told = {k: v if len(set(v)) > 1 else v[0] for k, v in told.items()}
-            print(json.dumps({"ranks": size(), "ratings_per_second": told["batch"] / step, **told}))
+            print(json.dumps({"ranks": world_size(), "ratings_per_second": told["batch"] / step, **told}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tools/bench_scale.py --out scale.json            # some ten minutes on two cores
     python tools/bench_scale.py --scale 0.01 --out small.json
 
-A made-up world of that shape (200,948 users, 87,585 films, 32,000,204 ratings, long tails on both sides)
+A made-up world of that shape (200,948 users, 87,585 movies, 32,000,204 ratings, long tails on both sides)
 is written to a temporary folder, or to --folder, where it is found again the next time. Each stage is one
 call of the package; its peak memory is that of the whole process while it ran (Linux; elsewhere the peak
 so far).
@@ -29,23 +29,18 @@ import pandas as pd
 import torch
 
 from correct_smooth.correct_smooth import CorrectAndSmooth, Scorer, label_matrix, operators
-from correct_smooth.data import (
-    Interactions,
-    holdout,
-    index_ratings,
-    load_data,
-    split,
-    write_rows,
-    write_synthetic,
-)
+from correct_smooth.dataset import Dataset, holdout, index_ratings, split
 from correct_smooth.evaluate import compare, user_metrics
 from correct_smooth.features import MovieFeatures
-from correct_smooth.graph import GraphConfig, corating_knn, film_graph, symmetrise
+from correct_smooth.graph import GraphConfig, corating_knn, item_graph, symmetrise
 from correct_smooth.model import average, embeddings
-from correct_smooth.recommender import top_blocks
+from correct_smooth.sources import load_data
+from correct_smooth.synthetic import write_synthetic
+from correct_smooth.tables import write_rows
+from correct_smooth.topn import top_blocks
 from correct_smooth.train import TrainConfig, targets, train
 
-USERS, FILMS, RATINGS = 200_948, 87_585, 32_000_204
+USERS, MOVIES, RATINGS = 200_948, 87_585, 32_000_204
 STATUS = Path("/proc/self/status")
 
 
@@ -90,23 +85,22 @@ def measure(folder: Path, scale: float, epochs: int, ensemble: int, seed: int = 
     stage = Stages()
     if not (folder / "ratings.parquet").exists():
         with stage("write synthetic"):
-            size = (int(USERS * scale), int(FILMS * min(1, 4 * scale)), int(RATINGS * scale))
+            size = (int(USERS * scale), int(MOVIES * min(1, 4 * scale)), int(RATINGS * scale))
             write_synthetic(folder, *size, seed=seed, theme_words=3_750, plot_words=36)
     with stage("load") as facts:
         data = load_data(folder)
-        facts |= {"users": data.counts()["users"], "films": len(data.movies), "ratings": len(data.ratings)}
+        facts |= {"users": data.counts()["users"], "movies": len(data.movies), "ratings": len(data.ratings)}
     with stage("split and index"):
-        train_part, test_part = split(data, holdout(data.ratings, 0.2, seed))
-        pairs = index_ratings(train_part)
-        test = index_ratings(test_part, pairs.users)
-        del data, test_part
+        whole = index_ratings(data)
+        pairs, test = split(whole, holdout(whole, 0.2, seed))
+        del data, whole
     with stage("features") as facts:
-        features = MovieFeatures(max_terms=30_000).fit(train_part.movies)
-        X = features.transform(train_part.movies)
+        features = MovieFeatures(max_terms=30_000).fit(pairs.movies)
+        X = features.transform(pairs.movies)
         facts |= {"features": X.shape[1], "nonzeros": X.nnz}
     config = GraphConfig()
     with stage("content graph") as facts:
-        content = film_graph(X, features.blocks_, pairs, replace(config, corating=0))
+        content = item_graph(X, features.blocks_, pairs, replace(config, corating=0))
         facts |= {"edges": content.nnz}
     with stage("co-rating graph") as facts:
         A = content + symmetrise(corating_knn(pairs, config.corating_k, config.corating_shrinkage))
@@ -125,7 +119,9 @@ def measure(folder: Path, scale: float, epochs: int, ensemble: int, seed: int = 
         Y = label_matrix(pairs.user, pairs.item, targets(pairs, "margin"), shape)
         rules = CorrectAndSmooth()
         scorer = Scorer(model, Y, operators(A, rules), rules)
-        assert scorer.graph.near_by_column.nnz == scorer.graph.near.nnz  # made now, not on first use
+        assert (
+            scorer.graph.with_self_by_column.nnz == scorer.graph.with_self.nnz
+        )  # made now, not on first use
     with stage("refine test pairs") as facts:
         base, refined = scorer.pairs(test.user, test.item)
         facts |= {"pairs": len(test)}
@@ -141,8 +137,8 @@ def measure(folder: Path, scale: float, epochs: int, ensemble: int, seed: int = 
     return {"stages": stage.rows, "roc_auc": {o: round(float(auc[o]), 5) for o in ("base", "refined")}}
 
 
-def write_top(scorer: Scorer, pairs: Interactions, path: Path, n: int = 10) -> None:
-    "The best unseen films of every user, block by block."
+def write_top(scorer: Scorer, pairs: Dataset, path: Path, n: int = 10) -> None:
+    "The best unseen movies of every user, block by block."
     everyone, open_to_all = np.arange(len(pairs.users)), np.zeros(len(pairs.items), bool)
     with write_rows(path) as write:
         for top in top_blocks(scorer, everyone, n, open_to_all, progress=sys.stderr.isatty()):
