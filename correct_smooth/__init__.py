@@ -1,15 +1,20 @@
-"""Movie recommendations from content and tastes, corrected and smoothed over a film graph."""
+"""Movie recommendations from content and tastes, corrected and smoothed over a movie graph."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .correct_smooth import CorrectAndSmooth
-    from .data import InputError, MovieData, holdout, load_data, movie_data, split
+    from .checks import InputError
+    from .data import MovieData, movie_data
+    from .dataset import Dataset, holdout, split
+    from .diffusion import Diffusion
+    from .experiment import run
     from .features import MovieFeatures
     from .graph import GraphConfig
     from .model import ModelConfig
-    from .recommender import CorrectSmoothRecommender, from_preset, run
+    from .recommender import CorrectSmoothRecommender, from_preset
+    from .sources import load_data
     from .titles import movie_id
     from .train import TrainConfig
 
@@ -18,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CorrectAndSmooth",
     "CorrectSmoothRecommender",
+    "Dataset",
+    "Diffusion",
     "GraphConfig",
     "InputError",
     "ModelConfig",
@@ -35,11 +42,16 @@ __all__ = [
 
 _HOMES = {
     "correct_smooth": ["CorrectAndSmooth"],
-    "data": ["InputError", "MovieData", "holdout", "load_data", "movie_data", "split"],
+    "checks": ["InputError"],
+    "data": ["MovieData", "movie_data"],
+    "dataset": ["Dataset", "holdout", "split"],
+    "diffusion": ["Diffusion"],
+    "experiment": ["run"],
     "features": ["MovieFeatures"],
     "graph": ["GraphConfig"],
     "model": ["ModelConfig"],
-    "recommender": ["CorrectSmoothRecommender", "from_preset", "run"],
+    "recommender": ["CorrectSmoothRecommender", "from_preset"],
+    "sources": ["load_data"],
     "titles": ["movie_id"],
     "train": ["TrainConfig"],
 }
@@ -51,3 +63,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    "What there is, for Tab."
+    return __all__
