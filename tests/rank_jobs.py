@@ -19,15 +19,28 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from correct_smooth import ranks, recommender
+from correct_smooth import checkpoint as checkpoints
+from correct_smooth import distributed, ranks, shared_run
 from correct_smooth import train as training
-from correct_smooth.data import holdout, index_ratings, split
+from correct_smooth.checkpoint import Checkpoint, state_of
+from correct_smooth.dataset import holdout, index_ratings, judged, some_ratings, split
+from correct_smooth.distributed import (
+    SharedCheckpoint,
+    everybodys_population,
+    generator_behind,
+    numbering,
+    shared_graph,
+    train_shared,
+)
+from correct_smooth.experiment import parse_settings, run
 from correct_smooth.features import MovieFeatures
-from correct_smooth.graph import GraphConfig, cosine_knn, film_graph, normalise
+from correct_smooth.graph import GraphConfig, item_graph, normalise
 from correct_smooth.model import ModelConfig
-from correct_smooth.ranks import everybodys_population, joined, load_share, own_part, rank
-from correct_smooth.recommender import CorrectSmoothRecommender
-from correct_smooth.train import TrainConfig, train
+from correct_smooth.partition import load_shard
+from correct_smooth.ranks import joined, rank, shard_of, world_size
+from correct_smooth.recommender import CorrectSmoothRecommender, from_preset
+from correct_smooth.shared_run import SharedRecommender, SharedRun
+from correct_smooth.train import Callback, TrainConfig, train
 
 LONGEST = 600  # seconds after which a rank hangs, on any machine: it is killed, and the test fails
 CALM = ModelConfig(emb_dim=6, hidden_dim=10, head_dim=5, dropout=0.0, id_dropout=0.0)
@@ -36,7 +49,7 @@ MODELS = {
     "all": replace(CALM, encoder="sage", head="mlp", id_embedding=True),
 }
 WHOLE = TrainConfig(epochs=6, batch_size=10_000)  # all ratings in a step
-PARTS = replace(WHOLE, batch_size=300, schedule="cosine", user_weight_decay=3.0)
+PARTS = replace(WHOLE, batch_size=300)
 
 
 def quick(**settings):
@@ -126,21 +139,32 @@ def well(found):
 # --- training
 
 
-def split_by(data, hidden, labels="train"):
+def split_by(whole, hidden, labels="train"):
     "As `split`, with the population of all ranks."
-    return split(data, hidden, labels, people=everybodys_population(data.ratings[~hidden]))
+    return split(whole, hidden, labels, people=people_of(whole, ~hidden))
+
+
+def people_of(whole, kept):
+    "How the users of all ranks rate, by some of the ratings that each has read."
+    return everybodys_population(some_ratings(whole, kept, np.arange(len(whole.users))))
 
 
 def made(folder, watched=True):
     "Features, ratings to learn from and to stop by, graph: of this rank."
-    data, before = load_share(folder)
-    X = MovieFeatures().fit_transform(data.movies)
-    learn, stop_by = map(own_part, split_by(data, holdout(data.ratings, 0.2, 1, before)))
+    data, before = load_shard(folder)
+    features, whole = MovieFeatures().fit(data.movies), index_ratings(data)
+    X = features.transform(data.movies)
+    learn, stop_by = map(shard_of, split_by(whole, holdout(whole, 0.2, generator_behind(1, before))))
     if not watched:
-        learn, stop_by = replace(own_part(data), population=everybodys_population(data.ratings)), None
-    pairs = index_ratings(learn)
-    S = normalise(cosine_knn(X, 5, shared=True))
-    return X, pairs, None if stop_by is None else index_ratings(stop_by, pairs.users), S
+        everything = np.ones(len(whole), bool)
+        learn, stop_by = judged(shard_of(whole), people=people_of(whole, everything)), None
+    S = normalise(shared_graph(X, features.blocks_, learn, GraphConfig(k=5, symmetrise=False)))
+    return X, learn, stop_by, S
+
+
+def any_train(*args, **kwargs):
+    "Where there are ranks, training with all of them."
+    return (train_shared if world_size() > 1 else train)(*args, **kwargs)
 
 
 class Enough(Exception):
@@ -171,7 +195,7 @@ def first_step(folder, config):
             mock.patch.object(torch.optim.Adam, "step", step),
         ):
             try:
-                train(X, pairs, None, model, config, 3, False, S)
+                any_train(X, pairs, None, model, config, 3, False, S)
             except Enough:
                 continue
         raise AssertionError("no step was taken")
@@ -182,46 +206,51 @@ def arrays_of(state, names=""):
     return {names + k: o.numpy(force=True).copy() for k, o in state.items()}
 
 
-def train_on(folder, checkpoint=None, die=None, spoil=None, model=None, config=PARTS, watched=True):
+class Noted(Callback):
+    "Notes what a training is at its beginning, and where it is broken off."
+
+    def __init__(self, found, die):
+        self.found, self.die = found, die
+
+    def note(self, training, prefix):
+        tensors, numbers = state_of(training)
+        self.found |= arrays_of(tensors, f"{prefix}.")
+        self.found[f"{prefix}.history"] = pd.DataFrame(numbers["history"], dtype=float).to_numpy()
+        self.found[f"{prefix}.best"] = np.array(numbers["best"], float)
+        self.found[f"{prefix}.rng"] = np.frombuffer(json.dumps(numbers["rng"]).encode(), np.uint8)
+
+    def on_train_begin(self, training):
+        self.note(training, "first")
+
+    def on_epoch_end(self, training):
+        if training.epoch == self.die:
+            self.note(training, "last")
+            raise Enough
+
+
+def train_on(folder, kept=None, die=None, spoil=None, model=None, config=PARTS, watched=True):
     "Train; what the training was at its beginning, and where it was broken off or how it ended."
     X, pairs, valid, S = made(folder, watched)
     model = replace(MODELS["all"], dropout=0.3, id_dropout=0.3) if model is None else model
-    found = {"users": pairs.users.to_numpy(), "place": ranks.numbering(pairs.users)}
-    begin, epoch_of = training._Training.__init__, training.train_epoch
-    save, now = training.save_tensors, []
-
-    def note(prefix):
-        tensors, numbers = now[0].state()
-        for name, o in arrays_of(tensors).items():
-            found[f"{prefix}.{name}"] = o
-        found[f"{prefix}.history"] = pd.DataFrame(numbers["history"], dtype=float).to_numpy()
-        found[f"{prefix}.best"] = np.array(numbers["best"], float)
-        found[f"{prefix}.rng"] = np.frombuffer(json.dumps(numbers["rng"]).encode(), np.uint8)
-
-    def init(self, *args):
-        begin(self, *args)
-        now.append(self)
-        note("first")
-
-    def train_epoch(*args):
-        if args[7] == die:
-            note("last")
-            raise Enough
-        return epoch_of(*args)
+    found = {"users": pairs.users.to_numpy(), "place": numbering(pairs.users)}
+    save = distributed.save_tensors
 
     def save_tensors(path, *args):
         if spoil is not None and rank() == 1 and f"-{spoil}-" in str(path):
             raise Enough
         save(path, *args)
 
+    # as the command does it: ranks, or one process that finds what ranks have left, or one alone
+    together = world_size() > 1 or (kept is not None and any(kept.glob("*.json")))
+    how, keeper = (train_shared, SharedCheckpoint) if together else (train, Checkpoint)
+    callbacks = [*([] if kept is None else [keeper(kept)]), Noted(found, die)]
     with (
-        mock.patch.object(training._Training, "__init__", init),
-        mock.patch.object(training, "train_epoch", train_epoch),
-        mock.patch.object(training, "save_tensors", save_tensors),
-        mock.patch.object(training, "CHECKPOINT_SECONDS", 0),
+        mock.patch.object(distributed, "save_tensors", save_tensors),
+        mock.patch.object(distributed, "CHECKPOINT_SECONDS", 0),
+        mock.patch.object(checkpoints, "CHECKPOINT_SECONDS", 0),
     ):
         try:
-            result = train(X, pairs, valid, model, config, 3, False, S, checkpoint=checkpoint)
+            result = how(X, pairs, valid, model, config, 3, False, S, callbacks=callbacks)
         except Enough:
             if spoil is not None:
                 raise
@@ -233,19 +262,20 @@ def train_on(folder, checkpoint=None, die=None, spoil=None, model=None, config=P
 
 def each_its_own(folders, edges=None):
     "Fit, each rank to the folder, and to the graph, of its number."
-    data, _ = load_share(folders[rank()])
+    data, _ = load_shard(folders[rank()])
     table = None if edges is None else pd.DataFrame({"source": [0, 1], "target": [1, edges[rank()]]})
-    quick(ensemble=1).fit(own_part(data), table)
+    settings = quick(ensemble=1).get_params(deep=False)
+    SharedRecommender(**settings).fit(shard_of(index_ratings(data)), table)
 
 
 def graphs(folder):
-    "Film graphs of several kinds."
-    data, _ = load_share(folder)
-    data = own_part(data)
+    "Movie graphs of several kinds."
+    data, _ = load_shard(folder)
+    pairs = shard_of(index_ratings(data))
     features = MovieFeatures().fit(data.movies)
-    X, pairs, found = features.transform(data.movies), index_ratings(data), {}
+    X, found = features.transform(data.movies), {}
     for config in GRAPHS:
-        A = film_graph(X, features.blocks_, pairs, config)
+        A = (shared_graph if world_size() > 1 else item_graph)(X, features.blocks_, pairs, config)
         for part in ("data", "indices", "indptr"):
             found[f"{config}.{part}"] = getattr(A, part)
     return found
@@ -263,7 +293,7 @@ GRAPHS = (
 
 def run_on(folder, out, tune=False, settings=None):
     "A run; the ratings that each of its trainings had."
-    found, fit = {}, recommender.train
+    found, fit = {}, shared_run.train_shared
 
     def spy(X, pairs, valid=None, *args, **kwargs):
         n = sum(o.startswith("pairs") and o.endswith("item") for o in found)
@@ -273,15 +303,16 @@ def run_on(folder, out, tune=False, settings=None):
                 found[f"{name}.{n}.item"] = o.items.to_numpy()[o.item]
         return fit(X, pairs, valid, *args, **kwargs)
 
-    with mock.patch.object(recommender, "train", spy):
-        recommender.run(folder, out, 5, quick(**(settings or {})), tune=tune)
+    with mock.patch.object(shared_run, "train_shared", spy):
+        run(folder, out, 5, quick(**(settings or {})), tune=tune, stages=SharedRun)
     return found
 
 
 def parts_of(folder, labels):
     "This rank's training and held-out ratings, as `run` splits them."
-    data, before = load_share(folder)
-    both = map(own_part, split_by(data, holdout(data.ratings, 0.2, 5, before), labels))
+    data, before = load_shard(folder)
+    whole = index_ratings(data)
+    both = map(shard_of, split_by(whole, holdout(whole, 0.2, generator_behind(5, before)), labels))
     found = {"before": np.array(before)}
     for name, o in zip(("train", "test"), both, strict=True):
         for column in ("user_id", "item_id", "rating"):
@@ -297,29 +328,30 @@ SETTINGS = (
 
 def undisturbed(folder, out):
     "A run as the command makes it."
-    plain = recommender.from_preset("default", **recommender.parse_settings(SETTINGS), progress=False)
-    recommender.run(folder, out, 0, plain)
+    plain = from_preset("default", **parse_settings(SETTINGS), progress=False)
+    run(folder, out, 0, plain, stages=SharedRun)
 
 
 COMMAND = """
 import os, signal, sys
-from correct_smooth import train as training
-from correct_smooth.recommender import cs_run
+from correct_smooth import distributed
+from correct_smooth.experiment import cs_run
 
 if os.environ.get("WRONG") == os.environ["RANK"]:
     sys.argv[-1] = "nonsense=1"
 
-training.CHECKPOINT_SECONDS = 0
-train_epoch, rank, life = training.train_epoch, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+distributed.CHECKPOINT_SECONDS = 0
+losses, rank = distributed.SharedTraining.losses, os.environ["RANK"]
+life = os.environ["TORCHELASTIC_RESTART_COUNT"]
 
-def noted(*args):
+def noted(training):
     with open("log", "a") as log:
-        log.write(f"{life} {rank} {args[7]}\\n")
-    if os.environ.get("DIE") == f"{life} {rank} {args[7]}":
+        log.write(f"{life} {rank} {training.epoch}\\n")
+    if os.environ.get("DIE") == f"{life} {rank} {training.epoch}":
         os.kill(os.getpid(), signal.SIGKILL)
-    return train_epoch(*args)
+    return losses(training)
 
-training.train_epoch = noted
+distributed.SharedTraining.losses = noted
 cs_run()
 """
 
@@ -376,20 +408,20 @@ WORDS = ["", "due", "Amélie – 天空の城 \U0001f3ac", "x" * 100_000, "a\nb\
 
 def talk():
     "Everything ranks can say to each other, compared with what they would say."
-    n, at = ranks.size(), ranks.rank()
+    n, at = ranks.world_size(), ranks.rank()
     for kind in KINDS:
         for shape in SHAPES:
             for m in (0, 1, 5):
                 wanted = [own_values(o, kind, shape, m) for o in range(n)]
-                found = ranks.gather(wanted[at])
-                first = ranks.gather(wanted[at], first_only=True)
+                found = ranks.all_gather(wanted[at])
+                first = ranks.all_gather(wanted[at], first_only=True)
                 assert len(found) == n and len(first) == (0 if at else n)
                 for told in (found, first or wanted):
                     for one, other in zip(told, wanted, strict=True):
                         assert one.dtype == other.dtype and one.shape == other.shape
                         assert one.tobytes() == other.tobytes()
     strided = [np.arange(20).reshape(4, 5).T[::2] + o for o in range(n)]
-    assert all((a == b).all() for a, b in zip(ranks.gather(strided[at]), strided, strict=True))
+    assert all((a == b).all() for a, b in zip(ranks.all_gather(strided[at]), strided, strict=True))
 
     for values in (
         3,
@@ -399,45 +431,47 @@ def talk():
         np.eye(2, dtype=np.float32),
         np.zeros((0, 3)),
     ):
-        added = ranks.total(values * (at + 1) if not isinstance(values, bool) else values)
+        added = ranks.all_reduce_sum(values * (at + 1) if not isinstance(values, bool) else values)
         times = n if isinstance(values, bool) else n * (n + 1) // 2
         wanted = (
             np.asarray(values).astype(np.float64 if np.asarray(values).dtype.kind == "f" else np.int64)
             * times
         )
         assert added.dtype == wanted.dtype and added.shape == wanted.shape
-    assert ranks.total(3 * (at + 1)) == 3 * n * (n + 1) // 2
-    assert (ranks.total(np.full(2, 100, np.int8)) == 100 * n).all()  # beyond what eight bits hold
-    assert ranks.total(2**53 + 1) == n * (2**53 + 1)  # and beyond what a float holds
-    tenth = ranks.total(np.array([0.1 * (o + 1) for o in range(50)]) / (at + 1))
-    assert len({o.tobytes() for o in ranks.gather(tenth)}) == 1
+    assert ranks.all_reduce_sum(3 * (at + 1)) == 3 * n * (n + 1) // 2
+    assert (ranks.all_reduce_sum(np.full(2, 100, np.int8)) == 100 * n).all()  # beyond what eight bits hold
+    assert ranks.all_reduce_sum(2**53 + 1) == n * (2**53 + 1)  # and beyond what a float holds
+    tenth = ranks.all_reduce_sum(np.array([0.1 * (o + 1) for o in range(50)]) / (at + 1))
+    assert len({o.tobytes() for o in ranks.all_gather(tenth)}) == 1
     kept = np.ones(2)
-    ranks.total(kept)
+    ranks.all_reduce_sum(kept)
     assert (kept == 1).all()  # what was handed in stays
 
     for empty in ((), (0,), (1,), range(1, n)):
         wanted = pd.concat([own_table(o, empty) for o in range(n) if o not in empty], ignore_index=True)
-        pd.testing.assert_frame_equal(ranks.together(own_table(at, empty)), wanted)
-        mine = ranks.together(own_table(at, empty), first_only=True)
+        pd.testing.assert_frame_equal(ranks.gather_table(own_table(at, empty)), wanted)
+        mine = ranks.gather_table(own_table(at, empty), first_only=True)
         pd.testing.assert_frame_equal(mine, own_table(at, empty) if at else wanted)
-    nobody = ranks.together(own_table(at, range(n)))
+    nobody = ranks.gather_table(own_table(at, range(n)))
     assert len(nobody) == 0 and list(nobody) == list(own_table(0, ()))
-    pd.testing.assert_frame_equal(ranks.from_first(own_table(7 if at == 0 else at, ())), own_table(7, ()))
-    assert list(ranks.from_first(own_table(0, (0,)) if at == 0 else own_table(at, ()))) == list(
+    pd.testing.assert_frame_equal(
+        ranks.broadcast_table(own_table(7 if at == 0 else at, ())), own_table(7, ())
+    )
+    assert list(ranks.broadcast_table(own_table(0, (0,)) if at == 0 else own_table(at, ()))) == list(
         own_table(0, ())
     )
 
-    assert ranks.earlier(10 * (at + 1)) == sum(10 * (o + 1) for o in range(at))
-    assert ranks.earlier(0) == 0
+    assert ranks.count_before(10 * (at + 1)) == sum(10 * (o + 1) for o in range(at))
+    assert ranks.count_before(0) == 0
     for word in WORDS:
-        assert ranks.said_by_first(word if at == 0 else "something else") == word
+        assert ranks.broadcast(word if at == 0 else "something else") == word
 
     for ids in (
         lambda o: [f"ü{o}-{k}" for k in range(4 * o)] + [f"a{o}"],
         lambda o: [10 * k - o for k in range(3 + o)],
     ):
         mine, every = pd.Index(ids(at)), sorted(k for o in range(n) for k in ids(o))
-        place = ranks.numbering(mine)
+        place = numbering(mine)
         assert [every[k] for k in place] == list(mine) and place.dtype == np.int64
     nothing = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))
     if at == 0:
@@ -445,7 +479,7 @@ def talk():
         nothing[1].grad = torch.arange(4.0).reshape(2, 2).T  # not in one piece
     elif at == 1:
         nothing[1].grad = torch.ones(2, 2)
-    ranks.sum_gradients(list(nothing))
+    ranks.sum_in_place(list(nothing))
     assert nothing[0].grad.tolist() == [0, 1, 2]
     assert nothing[1].grad.tolist() == [[1, 3], [2, 4]]
     return {"done": np.array(n)}

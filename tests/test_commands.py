@@ -1,16 +1,13 @@
 """The commands that ask a saved model: on any terminal, in pipes, interrupted, and given any file."""
 
-import fcntl
 import hashlib
 import io
 import os
-import pty
 import re
 import signal
 import struct
 import subprocess
 import sys
-import termios
 import time
 from configparser import ConfigParser
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -28,10 +25,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from correct_smooth import commands
-from correct_smooth.commands import cut, open_model, printable, rating_rows, ratings_for, table
-from correct_smooth.data import InputError, synthetic_data
+from correct_smooth.checks import InputError, printable
+from correct_smooth.commands import open_model, table
 from correct_smooth.graph import GraphConfig
+from correct_smooth.rating_files import cut, rating_rows, ratings_for
 from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning would be a line on stderr
@@ -39,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # a warning would be a line on
 ROOT = Path(__file__).parents[1]
 SOME = tried(50, 1000)
 QUICK = dict(graph=GraphConfig(k=5), training=TrainConfig(epochs=3), ensemble=2, progress=True)
-TITLES = {  # of films 0, 1, ...
+TITLES = {  # of movies 0, 1, ...
     0: "七人の侍",
     1: "Ame\N{COMBINING ACUTE ACCENT}lie",
     2: "Night\x1b[2J\r\nof the\tEscape",
@@ -47,7 +46,7 @@ TITLES = {  # of films 0, 1, ...
     4: "The Twins",
     5: "",
     6: "Dr. Strangelove; or, How I Learned to Stop Worrying and Love the Bomb: a Title Longer than Many",
-    7: '"Quoted", the Film',
+    7: '"Quoted", the Movie',
     8: "100% {name} %s \\n",
     9: "a\N{RIGHT-TO-LEFT OVERRIDE}b",
     10: "Plain",
@@ -56,17 +55,17 @@ TITLES = {  # of films 0, 1, ...
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    "Folders of two models: of numbered users and films, and of such with names."
+    "Folders of two models: of numbered users and movies, and of such with names."
     folder, world = tmp_path_factory.mktemp("models"), synthetic_data(60, 80, 1_500, seed=0)
-    films = world.movies.assign(
+    movies = world.movies.assign(
         title=[TITLES.get(k, o) for k, o in enumerate(world.movies["title"])],
         year=np.where(np.arange(len(world.movies)) % 7, 1950 + np.arange(len(world.movies)), np.nan),
     )
-    numbered = replace(world, movies=films)
+    numbered = replace(world, movies=movies)
     r = world.ratings
     named = replace(
         numbered,
-        movies=films.set_axis([f"f{o:03}" for o in films.index]).rename_axis("item_id"),
+        movies=movies.set_axis([f"f{o:03}" for o in movies.index]).rename_axis("item_id"),
         ratings=r.assign(
             user_id=r["user_id"].map("user, {:03}".format), item_id=r["item_id"].map("f{:03}".format)
         ),
@@ -161,7 +160,7 @@ def test_tables_fit_the_terminal(cs, columns):
 def test_titles_are_shown_as_they_are(cs):
     _, out, _ = cs("cs_similar", "--model", "numbered", "--movie", "Plain", "--n", 79, "--by", "embedding")
     assert len(rows_of(out)) == 80
-    for title in ("七人の侍", TITLES[1], "#5", '"Quoted", the Film', "100% {name} %s \\n", "a b"):
+    for title in ("七人の侍", TITLES[1], "#5", '"Quoted", the Movie', "100% {name} %s \\n", "a b"):
         assert f"  {title}  " in out
     _, uncut, _ = cs(
         *("cs_similar", "--model", "numbered", "--movie", "Plain", "--n", 79, "--by", "embedding"),
@@ -223,7 +222,7 @@ def test_everything_rated(cs, models, tmp_path):
         == 0
     )
     code, out, said = cs("cs_recommend", "--model", tmp_path / "m", "--user", 7)
-    assert (code, out, said) == (0, "user 7, 80 ratings: there is no film they have not rated\n", "")
+    assert (code, out, said) == (0, "user 7, 80 ratings: there is no movie they have not rated\n", "")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +242,7 @@ def test_everything_rated(cs, models, tmp_path):
         (f"cs_recommend --model {'x' * 5000} --user 7", "name too long"),
         ("cs_similar --model numbered", "--movie is missing"),
         ("cs_similar --model numbered --movie twins", "'twins' may be The Twins (1953, id 3), The Twins"),
-        ("cs_similar --model numbered --movie qqqqqq", "no film is called 'qqqqqq'"),
+        ("cs_similar --model numbered --movie qqqqqq", "no movie is called 'qqqqqq'"),
         ("cs_similar --model numbered --movie Plain --by taste", "by must be one of graph, embedding"),
         ("cs_fold_in --model numbered", "--ratings is missing"),
         ("cs_fold_in --model numbered --ratings nowhere.csv", "there is no file nowhere.csv"),
@@ -328,7 +327,7 @@ def test_parquet_and_kinds_of_ids(models, tmp_path, name, ids):
         ("title,rating\nPlain,inf\n", "row 2: 'inf'"),
         ("user_id,title,rating\n60,Plain,4\n,Plain,5\n", "must be whole numbers, such as 0: row 3: ''"),
         ("user_id,title,rating\nme,Plain,5\n", "row 2: 'me'"),
-        ("item_id,rating\n10,5\n10000,5\n", "films unknown to this model: row 3: '10000'"),
+        ("item_id,rating\n10,5\n10000,5\n", "movies unknown to this model: row 3: '10000'"),
         ("title,rating\nPlain,5\nTwins,5\n", "not clear: row 3: 'Twins' may be The Twins (1953, id 3)"),
         ("title,rating\n" + "".join(f"qqqq{k}{k},5\n" for k in range(9)), "row 6: 'qqqq44', and 4 more"),
         (
@@ -362,8 +361,8 @@ def test_titles_with_years(models, tmp_path, header):
     rows = [
         ("The Twins", "1954", "5"),
         ("the twins", "1953", "1"),
-        ("Film 11", "1961.0", "2"),
-        ("Film 12", "", "3"),
+        ("Movie 11", "1961.0", "2"),
+        ("Movie 12", "", "3"),
     ]
     cells = [{**row, names[-3 if "date" not in names else 1]: t, "year": y, names[-1]: s} for t, y, s in rows]
     text = "\n".join([header, *(",".join(o[k] for k in names) for o in cells)])
@@ -376,7 +375,7 @@ def test_titles_with_years(models, tmp_path, header):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ("The Twins,1999,5", "row 2: no film is called 'The Twins .1999.'; near it: The Twins .1953, id 3"),
+        ("The Twins,1999,5", "row 2: no movie is called 'The Twins .1999.'; near it: The Twins .1953, id 3"),
         ("The Twins,,5", "row 2: 'The Twins' may be .*Write the year too"),
         ("The Twins,54,5", "a year must be a number of four digits: row 2: '54'"),
         ("The Twins,soon,5", "a year must be a number of four digits: row 2: 'soon'"),
@@ -502,6 +501,7 @@ def test_a_full_disk_is_one_line(models):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "No space left" in done.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes are those of POSIX")
 def test_ctrl_c_is_one_line(models, tmp_path):
     os.mkfifo(tmp_path / "my.csv")  # whoever reads it waits
     flags = ("--model", "numbered", "--ratings", tmp_path / "my.csv", "--out", tmp_path / "out")
@@ -521,6 +521,7 @@ def test_ctrl_c_is_one_line(models, tmp_path):
 
 @pytest.mark.parametrize("answer, code", [(b"9\n2\n", 0), (b"\x04", 2), (b"\x03", 130)])
 def test_on_a_terminal_it_asks_back(models, answer, code):
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 44, 0, 0))
     with watched(
@@ -543,7 +544,7 @@ def test_on_a_terminal_it_asks_back(models, answer, code):
         said = process.stderr.read().decode()
     os.close(here)
     lines = seen.decode().replace("\r", "").splitlines()
-    assert lines[:3] == ["which film is 'twins'?", "   1  The Twins (1953)", "   2  The Twins (1954)"]
+    assert lines[:3] == ["which movie is 'twins'?", "   1  The Twins (1953)", "   2  The Twins (1954)"]
     assert process.returncode == code and said.count("\n") == (code > 0)
     if code == 0:
         assert "like The Twins (1954), by embedding\n" in "\n".join(lines)

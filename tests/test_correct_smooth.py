@@ -1,5 +1,7 @@
 """Correcting and smoothing against a plain loop over users, and laws that must hold."""
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 import pytest
@@ -9,37 +11,44 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
+from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import (
     RULES,
-    SCALES,
-    SMOOTHINGS,
     CorrectAndSmooth,
+    Refinement,
     Scorer,
     cells,
     correct,
-    heard,
     label_matrix,
     neighbour_residual,
+    neighbour_sums,
     operators,
-    propagate,
     refine,
     residual,
     smooth,
-    smooth_labels,
-    spread_residual,
     trust,
     user_blocks,
 )
-from correct_smooth.data import InputError
+from correct_smooth.diffusion import (
+    SCALES,
+    SMOOTHINGS,
+    Diffusion,
+    propagate,
+    smooth_labels,
+    spread_back,
+    spread_residual,
+)
+from correct_smooth.explain import parts
 from correct_smooth.graph import NORMALISATIONS, normalise
 from correct_smooth.model import Embeddings
+from correct_smooth.topn import top_blocks
 
 SOME = tried(20, 300)
 
 
 @st.composite
 def worlds(draw):
-    "A graph A, scores Z, and labels as known marks and values; some films stand alone."
+    "A graph A, scores Z, and labels as known marks and values; some movies stand alone."
     n, m = draw(st.integers(2, 25)), draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     A = rng.uniform(0.1, 1, (n, n)) * (rng.random((n, n)) < draw(st.sampled_from([0, 0.1, 0.4, 1])))
@@ -48,7 +57,7 @@ def worlds(draw):
     alone = rng.random(n) < draw(st.sampled_from([0, 0.2, 0.6]))
     A[alone] = 0
     if draw(st.booleans()):
-        A[:, alone] = 0  # else others still point at the films that point nowhere
+        A[:, alone] = 0  # else others still point at the movies that point nowhere
     known = rng.random((n, m)) < draw(st.sampled_from([0, 0.1, 0.5, 1]))
     kinds = {"labels": rng.integers(0, 2, (n, m)), "targets": rng.random((n, m))}
     Y = kinds[draw(st.sampled_from(sorted(kinds)))]
@@ -56,22 +65,35 @@ def worlds(draw):
     return sparse.csr_matrix(A.astype(np.float32)), Z, known, Y.astype(np.float32)
 
 
-CONFIGS = st.builds(
-    CorrectAndSmooth,
-    rule=st.sampled_from(RULES),
-    alpha=st.sampled_from([0.0, 0.3, 0.8, 1.0, 1.5]),
-    half_trust=st.sampled_from([0.0, 2.0]),
-    shrinkage=st.sampled_from([0.0, 0.5, 3.0]),
+COMMON = {
+    "alpha": st.sampled_from([0.0, 0.3, 0.8, 1.0, 1.5]),
+    "half_trust": st.sampled_from([0.0, 2.0]),
+    "beta": st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    "T": st.integers(0, 3),
+}
+LOCAL = st.builds(
+    CorrectAndSmooth, rule=st.sampled_from(RULES), shrinkage=st.sampled_from([0.0, 0.5, 3.0]), **COMMON
+)
+DIFFUSION = st.builds(
+    Diffusion,
     spread=st.sampled_from([0.0, 0.5, 1.0]),
     steps=st.integers(0, 3),
     scale=st.sampled_from(("fixed", "user")),  # autoscale has jumps at 0 and 1/1000: see below and test_pyg
     spread_normalisation=st.sampled_from(NORMALISATIONS),
     smoothing=st.sampled_from(SMOOTHINGS),
     keep_labels=st.booleans(),
-    beta=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
-    T=st.integers(0, 3),
     normalisation=st.sampled_from(NORMALISATIONS),
+    **COMMON,
 )
+CONFIGS = st.one_of(LOCAL, DIFFUSION)
+EVERY_RULE = st.sampled_from([*RULES, "diffusion"])
+
+
+def made(rule, shrinkage=6.0, **settings):
+    "A refinement by the name of its rule."
+    if rule == "diffusion":
+        return Diffusion(**settings)
+    return CorrectAndSmooth(rule, shrinkage=shrinkage, **settings)
 
 
 def marked(known, Y):
@@ -81,7 +103,7 @@ def marked(known, Y):
 
 
 def dense_normalise(A, how):
-    "S by its definition: films that point nowhere point to themselves."
+    "S by its definition: movies that point nowhere point to themselves."
     A = A + np.diag(A.sum(1) == 0)
     degree = A.sum(0 if how == "column" else 1)
     degree = np.where(degree == 0, 1, degree)
@@ -104,23 +126,24 @@ def plain_diffusion(A, error, known, config):
 
 
 def plain(A, z, known, y, config):
-    "One user, one film after the other, in float64."
+    "One user, one movie after the other, in float64."
     z, n, S = z.astype(np.float64), len(z), dense_normalise(A, config.normalisation)
-    error, near, moved = y - z, A + np.eye(n), z.copy()
+    error, with_self, moved = y - z, A + np.eye(n), z.copy()
     labels = known.sum()
     alpha = config.alpha * labels / (labels + config.half_trust) if labels else 0
     for i in range(n):
         if config.rule == "own" and known[i]:
             moved[i] += alpha * error[i]
-        if config.rule == "neighbours" and (total := near[i, known].sum()) > 0:
-            moved[i] += alpha * near[i, known] @ error[known] / (config.shrinkage + total)
+        if config.rule == "neighbours" and (total := with_self[i, known].sum()) > 0:
+            moved[i] += alpha * with_self[i, known] @ error[known] / (config.shrinkage + total)
     if config.rule == "diffusion":
         moved += alpha * plain_diffusion(A, error, known, config)
     start = np.where(known, y, moved)
-    if config.smoothing == "labels" and config.T:
+    by_labels = getattr(config, "smoothing", "scores") == "labels"
+    if by_labels and config.T:
         moved = start.copy()
     for _ in range(config.T):
-        if config.smoothing == "scores":
+        if not by_labels:
             moved = (1 - config.beta) * moved + config.beta * S @ moved
         else:
             moved = np.clip((1 - config.beta) * start + config.beta * S @ moved, 0, 1)
@@ -133,7 +156,7 @@ def plain(A, z, known, y, config):
 def test_refine_equals_a_plain_loop(world, config):
     "A block of users at once gives what each user alone would get."
     A, Z, known, Y = world
-    found = refine(Z, marked(known, Y), operators(A, config), config)
+    found = refine(Z, marked(known, Y), operators(A), config)
     dense = A.toarray().astype(np.float64)
     columns = range(Z.shape[1])
     wanted = [plain(dense, Z[:, u], known[:, u], Y[:, u], config) for u in columns]
@@ -146,7 +169,7 @@ def test_refine_equals_a_plain_loop(world, config):
 def test_refined_scores_lie_between_0_and_1(world, config):
     "Whatever the settings, refined scores are finite and in bounds."
     A, Z, known, Y = world
-    found = refine(Z, marked(known, Y), operators(A, config), config)
+    found = refine(Z, marked(known, Y), operators(A), config)
     assert found.shape == Z.shape and np.isfinite(found).all()
     assert found.min() >= 0 and found.max() <= 1
 
@@ -156,58 +179,58 @@ def test_refined_scores_lie_between_0_and_1(world, config):
 def test_nothing_handed_in_is_changed(world, config):
     "Scores, labels and graph are the same after refining."
     A, Z, known, Y = world
-    labels, graph = marked(known, Y), operators(A, config)
+    labels, graph = marked(known, Y), operators(A)
     held = [Z, A.data, A.indices, labels.data, labels.indices]
-    held += [graph.near.data, graph.S.data, graph.spread.data]
-    before = [o.copy() for o in held]
+    held += [graph.with_self.data, *(graph.normalised(how).data for how in NORMALISATIONS)]
+    before = [array.copy() for array in held]
     refine(Z, labels, graph, config)
     for now, then in zip(held, before, strict=True):
         assert_array_equal(now, then)
 
 
 @SOME
-@given(worlds(), st.sampled_from(RULES))
+@given(worlds(), EVERY_RULE)
 def test_without_trust_or_steps_scores_stay(world, rule):
     "alpha = 0 and T = 0 change nothing, nor do many steps with beta = 0."
     A, Z, known, Y = world
-    for config in (CorrectAndSmooth(rule, alpha=0, T=0), CorrectAndSmooth(rule, 0, beta=0, T=3)):
-        assert_array_equal(refine(Z, marked(known, Y), operators(A, config), config), Z)
+    for config in (made(rule, alpha=0, T=0), made(rule, alpha=0, beta=0, T=3)):
+        assert_array_equal(refine(Z, marked(known, Y), operators(A), config), Z)
 
 
 @SOME
-@given(worlds(), st.sampled_from(RULES), st.sampled_from([0.0, 3.0]))
+@given(worlds(), EVERY_RULE, st.sampled_from([0.0, 3.0]))
 def test_without_labels_only_smoothing_is_left(world, rule, shrinkage):
     "A user without labels keeps the base scores, smoothed if T > 0."
     A, Z, known, Y = world
     none = marked(known & False, Y)
     for T in (0, 2):
-        config = CorrectAndSmooth(rule, shrinkage=shrinkage, T=T)
-        graph = operators(A, config)
+        config = made(rule, shrinkage, T=T)
+        graph = operators(A)
         wanted = Z if T == 0 else np.clip(smooth(Z, graph.S, config.beta, T), 0, 1)
         assert_array_equal(refine(Z, none, graph, config), wanted)
-        by_labels = CorrectAndSmooth(rule, smoothing="labels", T=T)
+        by_labels = Diffusion(smoothing="labels", T=T)
         assert_allclose(refine(Z, none, graph, by_labels), propagate(Z, graph.S, 0.5, T), rtol=0, atol=1e-6)
 
 
 @SOME
-@given(worlds(), st.sampled_from(RULES))
+@given(worlds(), EVERY_RULE)
 def test_right_scores_are_not_corrected(world, rule):
     "Where the labels are what was predicted there is nothing to correct."
     A, Z, known, _ = world
-    config = CorrectAndSmooth(rule, shrinkage=0)
-    assert_array_equal(refine(Z, marked(known, Z), operators(A, config), config), Z)
+    config = made(rule, shrinkage=0)
+    assert_array_equal(refine(Z, marked(known, Z), operators(A), config), Z)
 
 
 @SOME
 @given(worlds(), CONFIGS, st.randoms(use_true_random=False))
 def test_numbering_does_not_matter(world, config, random):
-    "Films and users in another order get the same scores in that order."
+    "Movies and users in another order get the same scores in that order."
     A, Z, known, Y = world
-    film, user = (np.array(random.sample(range(o), o)) for o in Z.shape)
-    there = np.ix_(film, user)
-    plainly = refine(Z, marked(known, Y), operators(A, config), config)
+    movie, user = (np.array(random.sample(range(o), o)) for o in Z.shape)
+    there = np.ix_(movie, user)
+    plainly = refine(Z, marked(known, Y), operators(A), config)
     shuffled = marked(known[there], Y[there])
-    graph = operators(sparse.csr_matrix(A[film][:, film]), config)
+    graph = operators(sparse.csr_matrix(A[movie][:, movie]))
     assert_allclose(refine(Z[there], shuffled, graph, config), plainly[there], rtol=0, atol=1e-5)
 
 
@@ -216,7 +239,7 @@ def test_numbering_does_not_matter(world, config, random):
 def test_users_do_not_touch_each_other(world, config):
     "A user's scores are the same alone and in company."
     A, Z, known, Y = world
-    labels, graph = marked(known, Y), operators(A, config)
+    labels, graph = marked(known, Y), operators(A)
     together = refine(Z, labels, graph, config)
     for u in range(Z.shape[1]):
         alone = refine(Z[:, [u]], labels[:, [u]], graph, config)
@@ -268,17 +291,17 @@ def test_residual_is_label_minus_score(world):
 @SOME
 @given(worlds())
 def test_held_residuals_put_the_labels_in(world):
-    "With a fixed scale and full trust, however far the residual is spread, labelled films score their label."
+    "With a fixed scale and full trust, labelled movies score their label, however far residuals are spread."
     A, Z, known, Y = world
-    config = CorrectAndSmooth("diffusion", alpha=1, half_trust=0, spread=0.7, steps=4)
-    found = refine(Z, marked(known, Y), operators(A, config), config)
+    config = Diffusion(alpha=1, half_trust=0, spread=0.7, steps=4)
+    found = refine(Z, marked(known, Y), operators(A), config)
     assert_allclose(found[known], Y[known], rtol=0, atol=1e-6)
 
 
 @SOME
 @given(worlds(), st.sampled_from(SCALES), st.integers(0, 4))
 def test_autoscale_knows_two_sizes(world, scale, steps):
-    "Autoscale moves every film by the mean error or not at all; other scales stay finite too."
+    "Autoscale moves every movie by the mean error or not at all; other scales stay finite too."
     A, Z, known, Y = world
     E = residual(Z, marked(known, Y))
     R = spread_residual(E, normalise(A, "symmetric"), 0.8, steps, scale)
@@ -307,12 +330,12 @@ def test_corrections_are_linear_in_the_residual(world, a, which):
     "Where nothing is clamped or rescaled, a times the residual gives a times the correction."
     A, Z, known, Y = world
     E = residual(Z, marked(known, Y))
-    graph = operators(A, CorrectAndSmooth())
+    graph = operators(A)
 
     def R(E):
         if which == "fixed":
-            return spread_residual(E, graph.spread, 0.6, 3)
-        return neighbour_residual(E, graph.near, 1.0) if which == "neighbours" else E.toarray()
+            return spread_residual(E, graph.normalised("symmetric"), 0.6, 3)
+        return neighbour_residual(E, graph.with_self, 1.0) if which == "neighbours" else E.toarray()
 
     assert_allclose(R(np.float32(a) * E), np.float32(a) * R(E), rtol=1e-4, atol=1e-5)
 
@@ -353,21 +376,21 @@ def test_cells_are_in_the_order_of_the_data(world):
 @SOME
 @given(worlds())
 def test_full_trust_puts_the_labels_in(world):
-    "With the own rule, alpha = 1 and T = 0, labelled films score their label, stored 0s too."
+    "With the own rule, alpha = 1 and T = 0, labelled movies score their label, stored 0s too."
     A, Z, known, Y = world
     config = CorrectAndSmooth("own", alpha=1, half_trust=0, T=0)
-    found = refine(Z, marked(known, Y), operators(A, config), config)
+    found = refine(Z, marked(known, Y), operators(A), config)
     assert_allclose(found, np.where(known, Y, Z), rtol=0, atol=1e-6)
 
 
-def test_disliked_films_are_labels_too():
-    "A stored 0 lowers the score of its film and of its neighbour, also through `Scorer`."
+def test_disliked_movies_are_labels_too():
+    "A stored 0 lowers the score of its movie and of its neighbour, also through `Scorer`."
     A = sparse.csr_matrix(np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]], np.float32))
     Y = label_matrix([1], [0], [0.0], (3, 2))
     assert Y.nnz == 1
     config = CorrectAndSmooth("neighbours", alpha=1, half_trust=0, shrinkage=1.5)
     model = Embeddings(*(np.zeros(o, np.float32) for o in ((3, 2), 3, (2, 2), 2)))
-    scorer = Scorer(model, Y, operators(A, config), config)
+    scorer = Scorer(model, Y, operators(A), config)
     base, refined = scorer.pairs(np.array([1, 1, 1, 0, 0, 0]), np.array([0, 1, 2, 0, 1, 2]))
     assert_array_equal(base, np.float32(0.5))
     half_less = 0.5 - 0.5 * np.array([1 / 2.5, 0.5 / 2, 0])
@@ -377,13 +400,13 @@ def test_disliked_films_are_labels_too():
 @SOME
 @given(st.floats(0.01, 1), st.floats(-1, 1), st.floats(0, 9))
 def test_one_labelled_neighbour_hands_its_residual_on(weight, error, shrinkage):
-    "Unshrunk, the film beside gets exactly that residual, however weak the tie; shrunk, a share."
-    near = sparse.csr_matrix(np.array([[1, 0, 0], [weight, 1, 0], [0, 0, 1]], np.float32))
+    "Unshrunk, the movie beside gets exactly that residual, however weak the tie; shrunk, a share."
+    weights = sparse.csr_matrix(np.array([[1, 0, 0], [weight, 1, 0], [0, 0, 1]], np.float32))
     E = sparse.csc_matrix((np.array([error], np.float32), ([0], [0])), shape=(3, 1))
-    plainly = neighbour_residual(E, near, 0)
-    assert plainly[2, 0] == 0  # the third film has no labelled neighbour
+    plainly = neighbour_residual(E, weights, 0)
+    assert plainly[2, 0] == 0  # the third movie has no labelled neighbour
     assert_allclose(plainly[:2, 0], np.float32(error), rtol=1e-6, atol=1e-30)
-    shrunk = neighbour_residual(E, near, shrinkage)[:, 0]
+    shrunk = neighbour_residual(E, weights, shrinkage)[:, 0]
     share = np.array([1 / (1 + shrinkage), weight / (weight + shrinkage), 0])
     assert_allclose(shrunk, error * share, rtol=1e-5, atol=1e-30)
 
@@ -406,7 +429,7 @@ def scorers(draw):
     (n, m), k = Z.shape, draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     parts = (rng.normal(0, 2, o).astype(np.float32) for o in ((n, k), n, (m, k), m))
-    return Scorer(Embeddings(*parts), marked(known, Y), operators(A, config), config)
+    return Scorer(Embeddings(*parts), marked(known, Y), operators(A), config)
 
 
 @SOME
@@ -447,12 +470,12 @@ def test_pairs_equal_blocks(scorer, size, data):
 def test_neighbour_residual_is_two_sparse_products(world, shrinkage):
     "The compiled loops against A E and A times the pattern of E, dense, whichever way edges point."
     A, Z, known, Y = world
-    E, near = residual(Z, marked(known, Y)), operators(A, CorrectAndSmooth()).near
-    total, weight = near.toarray() @ E.toarray(), near.toarray() @ known.astype(np.float32)
+    E, weights = residual(Z, marked(known, Y)), operators(A).with_self
+    total, weight = weights.toarray() @ E.toarray(), weights.toarray() @ known.astype(np.float32)
     expected = np.where(weight > 0, total / np.maximum(weight + shrinkage, 1e-9), 0)
-    assert_allclose(neighbour_residual(E, near, shrinkage), expected, rtol=0, atol=1e-5)
+    assert_allclose(neighbour_residual(E, weights, shrinkage), expected, rtol=0, atol=1e-5)
     everywhere = sparse.csc_matrix(np.ones_like(Z))
-    found = heard(everywhere, E, near)
+    found = neighbour_sums(everywhere, E, weights)
     assert_allclose(found[0], total.T.ravel(), rtol=0, atol=1e-5)
     assert_allclose(found[1], weight.T.ravel(), rtol=0, atol=1e-5)
 
@@ -484,26 +507,115 @@ def test_blocks_hold_each_user_once_and_fit(n_users, n_items, megabytes):
 
 
 @pytest.mark.parametrize(
-    "name, value",
+    "kind, name, value",
     [
-        ("rule", "other"),
-        ("alpha", -0.1),
-        ("alpha", 101),
-        ("half_trust", -1),
-        ("spread", 1.5),
-        ("steps", 0.5),
-        ("scale", "film"),
-        ("smoothing", "both"),
-        ("keep_labels", 2),
-        ("alpha", float("nan")),
-        ("shrinkage", -1),
-        ("beta", 2),
-        ("T", 1.5),
-        ("T", -1),
-        ("normalisation", "sum"),
+        (CorrectAndSmooth, "rule", "other"),
+        (CorrectAndSmooth, "rule", "diffusion"),
+        (CorrectAndSmooth, "shrinkage", -1),
+        (Diffusion, "spread", 1.5),
+        (Diffusion, "steps", 0.5),
+        (Diffusion, "scale", "movie"),
+        (Diffusion, "smoothing", "both"),
+        (Diffusion, "keep_labels", 2),
+        (Diffusion, "normalisation", "sum"),
+        (Diffusion, "spread_normalisation", "sum"),
+        *(
+            (kind, *setting)
+            for kind in (CorrectAndSmooth, Diffusion)
+            for setting in [
+                ("alpha", -0.1),
+                ("alpha", 101),
+                ("alpha", float("nan")),
+                ("half_trust", -1),
+                ("beta", 2),
+                ("T", 1.5),
+                ("T", -1),
+            ]
+        ),
     ],
 )
-def test_settings_out_of_range_are_named(name, value):
+def test_settings_out_of_range_are_named(kind, name, value):
     "A setting that cannot be is refused by name and value."
     with pytest.raises(InputError, match=f"{name} must be .*got {value!r}"):
-        CorrectAndSmooth(**{name: value})
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_graph_that_nobody_smooths_over_is_never_normalised(rule, monkeypatch):
+    "Scores of pairs and of blocks, top tens and explanations by the default rule need A alone."
+    made = []
+
+    def counted(A, how):
+        made.append(how)
+        return normalise(A, how)
+
+    monkeypatch.setattr("correct_smooth.correct_smooth.normalise", counted)
+    rng = np.random.default_rng(0)
+    arrays = (rng.normal(0, 1, shape).astype(np.float32) for shape in ((30, 3), 30, (8, 3), 8))
+    model, known = Embeddings(*arrays), rng.random((30, 8)) < 0.3
+    labels, A = marked(known, np.ones(known.shape)), sparse.random(30, 30, 0.2, "csr", np.float32, rng=rng)
+    for T, wanted in ((0, []), (1, ["row"])):
+        scorer = Scorer(model, labels, operators(A), CorrectAndSmooth(rule, T=T))
+        users, item = np.arange(8), np.arange(8)
+        scorer.pairs(users, item)
+        assert len(list(scorer.blocks(users))) == 1
+        assert len(list(top_blocks(scorer, users, 3, np.zeros(30, bool), progress=False))) == 1
+        z = model.block(users[:1])[:, 0]
+        parts(0, lambda at, z=z: z[at], labels[:, [0]], scorer.graph, scorer.config)
+        assert made == wanted  # once, whoever asks
+
+
+@SOME
+@given(worlds(), CONFIGS, st.integers(0, 24))
+def test_parts_add_up_to_the_refined_score(world, config, item):
+    "For every rule that is linear, taken apart by its own way back."
+    A, Z, known, Y = world
+    if isinstance(config, Diffusion) and (config.scale != "fixed" or config.smoothing == "labels"):
+        config = Diffusion(config.alpha, config.half_trust, config.spread, config.steps, T=config.T)
+    item, labels, graph = item % len(Z), marked(known, Y), operators(A)
+    whole = refine(Z, labels, graph, config)
+    for u in range(Z.shape[1]):
+        found = parts(item, lambda at, u=u: Z[at, u], labels[:, [u]], graph, config)
+        assert abs(found.refined - whole[item, u]) < 1e-4
+
+
+@SOME
+@given(worlds(), st.sampled_from(NORMALISATIONS), st.floats(0, 1), st.integers(0, 4))
+def test_spreading_back_is_the_adjoint_of_spreading(world, how, spread, steps):
+    "Weights walked back to the labels give the sums that spreading the residuals forward gives."
+    A, Z, known, Y = world
+    E, S, s = residual(Z, marked(known, Y)), normalise(A, how), np.linspace(0, 1, len(Z))
+    forward = s @ spread_residual(E, S, spread, steps)
+    for u in range(Z.shape[1]):
+        column = E[:, [u]]
+        back = spread_back(s, S, column.indices, spread, steps) @ column.data
+        assert_allclose(back, forward[u], rtol=1e-4, atol=1e-4)
+
+
+def test_a_rule_of_your_own_goes_through_everything():
+    "One that says no more than `neighbourhood` is scored in pairs and blocks and taken apart."
+
+    @dataclass(frozen=True)
+    class Strong(Refinement):
+        alpha: float = 1.0
+        half_trust: float = 2.0
+        beta: float = 0.3
+        T: int = 1
+
+        def neighbourhood(self, graph):
+            return graph.with_self.multiply(graph.with_self >= 0.5).tocsr(), 1.0
+
+    rng = np.random.default_rng(0)
+    arrays = (rng.normal(0, 1, shape).astype(np.float32) for shape in ((30, 3), 30, (8, 3), 8))
+    model, known = Embeddings(*arrays), rng.random((30, 8)) < 0.3
+    labels, A = marked(known, rng.random(known.shape)), sparse.random(30, 30, 0.4, "csr", np.float32, rng=rng)
+    for T in (0, 1, 2):
+        scorer = Scorer(model, labels, operators(A), Strong(T=T))
+        ((_, base, whole),) = scorer.blocks(np.arange(8))
+        user, item = np.divmod(np.arange(8 * 30), 30)
+        assert_allclose(scorer.pairs(user, item)[1], whole[item, user], rtol=0, atol=1e-5)
+        for i in range(30):
+            found = parts(i, lambda at, base=base: base[at, 0], labels[:, [0]], scorer.graph, scorer.config)
+            assert abs(found.refined - whole[i, 0]) < 1e-5
+    with pytest.raises(InputError, match="beta must be a number from 0 to 1, got 2"):
+        Strong(beta=2)

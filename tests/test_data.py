@@ -21,32 +21,24 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from correct_smooth import data as module
-from correct_smooth.data import (
-    MARKER,
-    InputError,
-    as_names,
-    as_numbers,
+from correct_smooth import dataset, sources, tables
+from correct_smooth.checks import InputError
+from correct_smooth.data import movie_data
+from correct_smooth.dataset import (
     by_time,
     cold_items,
     cold_users,
-    find_ids,
     holdout,
     index_ratings,
     leave_last,
-    load_data,
-    movie_data,
     positions,
-    read_movielens,
-    read_movies_dataset,
-    read_tables,
     split,
-    synthetic_data,
-    write_beside,
-    write_marker,
-    write_synthetic,
-    write_tables,
 )
+from correct_smooth.files import MARKER, atomic_folder, write_marker
+from correct_smooth.ids import find_ids
+from correct_smooth.parsing import as_names, as_numbers
+from correct_smooth.sources import load_data, read_movielens, read_movies_dataset, read_tables, write_tables
+from correct_smooth.synthetic import synthetic_data, write_synthetic
 
 SOME = tried(15, 200)
 SPLITS = {
@@ -76,8 +68,8 @@ def ratings(draw, least=1):
     return pd.DataFrame(table)
 
 
-def with_films(table):
-    "The ratings as a data set of ten films."
+def with_movies(table):
+    "The ratings as a data set of ten movies."
     return movie_data(pd.DataFrame({"item_id": range(10)}), table)
 
 
@@ -91,7 +83,7 @@ def by_user(table, column):
 @given(table=ratings())
 def test_splits_partition_the_ratings(mark, table):
     "Training and held-out part hold every rating once, unchanged and in order."
-    data = with_films(table)
+    data = with_movies(table)
     hidden = mark(data.ratings)
     assert hidden.shape == (len(table),) and hidden.dtype == bool
     assume(not hidden.all())
@@ -106,7 +98,7 @@ def test_splits_partition_the_ratings(mark, table):
 @SOME
 @given(table=ratings())
 def test_splits_do_not_look_at_the_stars(mark, table):
-    "Other ratings of the same films at the same times are held back alike, time after time."
+    "Other ratings of the same movies at the same times are held back alike, time after time."
     other = table.assign(rating=5.5 - table["rating"])
     first = mark(table)
     assert_array_equal(mark(other), first)
@@ -163,7 +155,7 @@ def test_places_are_those_of_a_sort_by_user_and_key(keys, data):
     user = np.array(data.draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=30)))
     key = np.array(data.draw(st.lists(keys, min_size=len(user), max_size=len(user))))
     key = key.astype("M8[s]") if key.dtype == object else key
-    place, size = module._position_within(user, key)
+    place, size = dataset._position_within(user, key)
     order = np.lexsort((key, user))
     for u in set(user):
         rows = order[user[order] == u]
@@ -180,8 +172,8 @@ def test_by_time_hides_the_share_where_times_differ():
 @pytest.mark.parametrize("column, cold", [("item_id", cold_items), ("user_id", cold_users)])
 @SOME
 @given(table=ratings(), share=st.floats(0.01, 0.99), seed=st.integers(0, 99))
-def test_cold_splits_hide_films_or_users_whole(column, cold, table, share, seed):
-    "A film or user is hidden with all its ratings or not at all, and one is left on each side."
+def test_cold_splits_hide_movies_or_users_whole(column, cold, table, share, seed):
+    "A movie or user is hidden with all its ratings or not at all, and one is left on each side."
     hidden, values = cold(table, share, seed), table[column]
     inside = set(values[hidden])
     assert not inside & set(values[~hidden])
@@ -198,7 +190,7 @@ def test_seeds_draw_differently(mark):
 
 
 def test_cold_splits_depend_on_ids_not_on_order():
-    "Shuffled ratings hide the same users and films."
+    "Shuffled ratings hide the same users and movies."
     table = synthetic_data(30, 40, 500).ratings
     shuffled = table.sample(frac=1, random_state=0)
     for mark, column in ((cold_items, "item_id"), (cold_users, "user_id")):
@@ -237,12 +229,12 @@ def test_splits_that_cannot_be_are_refused():
 @given(table=ratings(least=2))
 def test_standards_do_not_see_hidden_ratings(mark, table):
     "Each user's standard is that of their training ratings, whatever the hidden ones are."
-    data = with_films(table)
+    data = with_movies(table)
     hidden = mark(data.ratings)
     assume(hidden.any() and not hidden.all())
     train, test = split(data, hidden)
     assert train.thresholds.to_dict() == pytest.approx(standards(train.ratings))
-    assert test.thresholds is train.thresholds
+    pd.testing.assert_series_equal(test.thresholds[train.users], train.thresholds)
     scrambled = data.ratings.assign(rating=data.ratings["rating"].mask(hidden, 0.5))
     again, _ = split(replace(data, ratings=scrambled), hidden)
     pd.testing.assert_series_equal(again.thresholds, train.thresholds)
@@ -261,7 +253,7 @@ def test_the_leaking_rule_does_see_them():
     "With labels='all' the standard is the mean of all of a user's ratings."
     table = pd.DataFrame({"user_id": 1, "item_id": [0, 1, 2], "rating": [2, 3, 5]})
     hidden = np.array([False, False, True])
-    assert [split(with_films(table), hidden, o)[0].thresholds[1] for o in ("train", "all")] == [
+    assert [split(with_movies(table), hidden, o)[0].thresholds[1] for o in ("train", "all")] == [
         2.5,
         pytest.approx(10 / 3),
     ]
@@ -271,7 +263,7 @@ def test_the_leaking_rule_does_see_them():
 @given(ratings())
 def test_labels_say_at_or_above_the_mean(table):
     "A rating is liked if it is at or above its user's standard; ids come back by position."
-    pairs = index_ratings(with_films(table))
+    pairs = index_ratings(with_movies(table))
     line = table["user_id"].map(standards(table))
     assert_array_equal(
         pairs.y, table["rating"] > line - 1e-6
@@ -285,15 +277,16 @@ def test_equal_ratings_are_all_liked():
     "Somebody who always gives 3.3 stars is exactly at their mean, however often they do."
     for n in range(1, 10):
         table = pd.DataFrame({"user_id": 1, "item_id": range(n), "rating": 3.3})
-        assert index_ratings(with_films(table)).y.all()
+        assert index_ratings(with_movies(table)).y.all()
 
 
 def test_new_users_are_judged_by_the_mean_standard():
     "A user without training ratings is labelled by the mean of all users' means."
     table = pd.DataFrame({"user_id": [1, 1, 2, 3, 3], "item_id": [0, 1, 0, 0, 1]})
-    data = with_films(table.assign(rating=[1.0, 2.0, 4.0, 2.5, 3.0]))
-    _, test = split(data, np.array([False, False, False, True, True]))
-    assert test.thresholds.to_dict() == {1: 1.5, 2: 3.375}  # the one rating of 4.0, and 2.75 on the whole
+    data = with_movies(table.assign(rating=[1.0, 2.0, 4.0, 2.5, 3.0]))
+    train, test = split(data, np.array([False, False, False, True, True]))
+    assert train.thresholds.to_dict() == {1: 1.5, 2: 3.375}  # the one rating of 4.0, and 2.75 on the whole
+    assert test.thresholds.to_dict() == {1: 1.5, 2: 3.375, 3: 2.75}
     assert index_ratings(test).y.tolist() == [0, 1]
 
 
@@ -303,7 +296,7 @@ def test_unknown_ids_and_mixed_ids_are_refused():
         positions([1, 9, 8], pd.Index([1, 2]), "user")
     table = pd.DataFrame({"user_id": [1, "ann"], "item_id": [0, 1], "rating": [1, 2]})
     with pytest.raises(InputError, match="user_id of ratings must be all .* mixed"):
-        with_films(table)
+        with_movies(table)
 
 
 # tables handed in
@@ -345,15 +338,15 @@ def test_missing_columns_of_ratings_are_named(gone):
         movie_data(FILMS, STARS.drop(columns=gone))
 
 
-def test_films_without_a_column_of_ids_are_refused():
+def test_movies_without_a_column_of_ids_are_refused():
     "So are ids that match no rating, and empty tables."
     with pytest.raises(InputError, match="need a column item_id, found: id, title"):
         movie_data(FILMS.rename(columns={"item_id": "id"}), STARS)
     with pytest.raises(InputError, match="no rating is of a known movie"):
         movie_data(FILMS.assign(item_id=["01", "02"]), STARS)
-    for films, stars in ((FILMS[:0], STARS), (FILMS, STARS[:0])):
-        with pytest.raises(InputError, match=f"{len(films)} movies and {len(stars)} ratings"):
-            movie_data(films, stars)
+    for movies, stars in ((FILMS[:0], STARS), (FILMS, STARS[:0])):
+        with pytest.raises(InputError, match=f"{len(movies)} movies and {len(stars)} ratings"):
+            movie_data(movies, stars)
 
 
 def test_dates_become_seconds():
@@ -408,7 +401,7 @@ def test_what_can_be_no_id_is_refused(ids):
         pytest.param("runtime", [90], id="list for a number"),
     ],
 )
-def test_odd_cells_of_films_are_emptied_and_counted(column, bad):
+def test_odd_cells_of_movies_are_emptied_and_counted(column, bad):
     "A cell that is no list of names, or no number, becomes empty, and the count says so."
     cells = pd.Series([bad, None], dtype=object)
     data = movie_data(FILMS.assign(**{column: cells}), STARS)
@@ -425,33 +418,33 @@ CELLS = st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 2), st.in
 @example([0], [(0, 0, 0, 0), (1, 0, 0, 0)], False)  # ratings that are all equal
 def test_every_dropped_row_is_counted(ids, cells, timed):
     "Rows in are rows kept and rows counted as dropped, and what was handed in is untouched."
-    films = pd.DataFrame({"item_id": pd.Series(ids, dtype=object)})
+    movies = pd.DataFrame({"item_id": pd.Series(ids, dtype=object)})
     stars = pd.DataFrame(cells, columns=["user_id", "item_id", "rating", "timestamp"])
     stars = stars if timed else stars.drop(columns="timestamp")
-    held = films.copy(), stars.copy()
+    held = movies.copy(), stars.copy()
     try:
-        data = movie_data(films, stars)
+        data = movie_data(movies, stars)
     except InputError:
         assert not set(stars["item_id"]) & set(ids)
         return
     finally:
-        for now, then in zip((films, stars), held, strict=True):
+        for now, then in zip((movies, stars), held, strict=True):
             pd.testing.assert_frame_equal(now, then)
     kept = len(data.ratings) + len(data.movies)
     lost = sum(n for reason, n in data.dropped.items() if not reason.startswith("note: "))
-    assert kept + lost == len(stars) + len(films)
+    assert kept + lost == len(stars) + len(movies)
 
 
 @SOME
 @given(st.lists(CELLS, min_size=1, max_size=20), st.booleans())
 def test_the_latest_rating_counts(cells, timed):
-    "Of two ratings of one film by one user the later stands: by time, else by place."
+    "Of two ratings of one movie by one user the later stands: by time, else by place."
     stars = pd.DataFrame(cells, columns=["user_id", "item_id", "rating", "timestamp"])
     last = {}
     for u, i, r, _ in sorted(cells, key=lambda o: o[3]) if timed else cells:
         last[u, i] = r
     stars = stars if timed else stars.drop(columns="timestamp")
-    found = with_films(stars).ratings
+    found = with_movies(stars).ratings
     assert dict(zip(zip(found["user_id"], found["item_id"]), found["rating"])) == last  # noqa: B905
 
 
@@ -481,10 +474,10 @@ def test_repeated_ratings_are_told_from_single_ones(cells, timed, kind):
     stars = stars if timed else stars.drop(columns="timestamp")
     ordered = stars.sort_values("timestamp", kind="stable") if timed else stars
     last = ordered.drop_duplicates(["user_id", "item_id"], keep="last").sort_index()
-    found, lost = with_films(stars).ratings, len(stars) - len(last)
+    found, lost = with_movies(stars).ratings, len(stars) - len(last)
     last = last.astype({"user_id": "str" if kind == "str" else "i8"}).reset_index(drop=True)
     pd.testing.assert_frame_equal(found, last)
-    dropped = {k: n for k, n in with_films(stars).dropped.items() if "views or purchases" not in k}
+    dropped = {k: n for k, n in with_movies(stars).dropped.items() if "views or purchases" not in k}
     assert dropped == ({"ratings replaced by a later one of the same user and item": lost} if lost else {})
 
 
@@ -518,7 +511,7 @@ METADATA_HEAD = (
     "original_language,production_countries,production_companies,belongs_to_collection"
 )
 METADATA = "".join(
-    f"{k},Film {k},Plot,{NAMED},False,3.5,90,7,10,1999-01-01,en,{NAMED},{NAMED},\n" for k in (1, 2)
+    f"{k},Movie {k},Plot,{NAMED},False,3.5,90,7,10,1999-01-01,en,{NAMED},{NAMED},\n" for k in (1, 2)
 )
 STARS_CSV = "userId,movieId,rating,timestamp\n1,1,4.0,10\n1,2,2.5,11\n2,1,3.0,12\n"
 MOVIELENS = {
@@ -578,10 +571,10 @@ def read_files(layout, changes, loads=False):
 @EACH_LAYOUT
 @pytest.mark.parametrize("loads", [False, True])
 def test_sound_layouts_are_read(layout, loads):
-    "The reader, and `load_data` by itself, find both films and all three ratings."
+    "The reader, and `load_data` by itself, find both movies and all three ratings."
     data = read_files(layout, {}, loads)
     assert data.counts() == {**data.counts(), "users": 2, "items": 2, "ratings": 3, "dropped": {}}
-    assert data.movies["title"].tolist()[0] in ("Heat", "Film 1")
+    assert data.movies["title"].tolist()[0] in ("Heat", "Movie 1")
     assert data.movies["genres"].tolist()[0][-1] == "Drama"
 
 
@@ -708,9 +701,9 @@ def test_ratings_read_as_numbers_are_those_read_as_text(layout, data):
     change = {"ratings.csv": content, "ratings_small.csv": content}
     change = {"ml.zip": zip_of({**MOVIELENS, **change})} if "zip" in layout else change
     ways = []
-    for read_numbers in (module._read_numbers, lambda source, kinds: None):
+    for read_numbers in (tables._read_numbers, lambda source, kinds: None):
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-            patch.setattr(module, "_read_numbers", read_numbers)
+            patch.setattr(tables, "_read_numbers", read_numbers)
             for name, what in {**LAYOUTS[layout][1], **change}.items():
                 Path(folder, name).write_bytes(what)
             try:
@@ -723,8 +716,8 @@ def test_ratings_read_as_numbers_are_those_read_as_text(layout, data):
 
 def test_sound_ratings_are_not_read_as_text(monkeypatch):
     "The quick way is taken where it can be, in a folder and in a zip."
-    taken, quick = [], module._read_numbers
-    monkeypatch.setattr(module, "_read_numbers", lambda *o: taken.append(quick(*o)) or taken[-1])
+    taken, quick = [], tables._read_numbers
+    monkeypatch.setattr(tables, "_read_numbers", lambda *o: taken.append(quick(*o)) or taken[-1])
     for layout in ("movielens", "movielens, zip", "movies dataset"):
         read_files(layout, {})
     assert [len(o) for o in taken] == [3, 3, 3]
@@ -804,8 +797,8 @@ PIECES += [
 )
 def test_plain_names_are_what_the_parser_finds(text):
     "Where a cell is plain enough for the quick way, the parser would have found the same names."
-    if module._PLAIN.fullmatch(text):
-        assert module._names(text) == names_by_parser(text)
+    if sources._PLAIN.fullmatch(text):
+        assert sources._names(text) == names_by_parser(text)
 
 
 @pytest.mark.parametrize(
@@ -814,7 +807,7 @@ def test_plain_names_are_what_the_parser_finds(text):
 )
 def test_usual_cells_are_plain(text):
     "What nearly every cell of the real files looks like takes the quick way."
-    assert module._PLAIN.fullmatch(text) and module._names(text) == names_by_parser(text)
+    assert sources._PLAIN.fullmatch(text) and sources._names(text) == names_by_parser(text)
 
 
 @tried(60, 1000)
@@ -823,13 +816,13 @@ def test_names_of_any_text_come_back(names):
     "Escaped, quoted either way, or plain: a name written by Python is read as it was."
     entries = [{"name": o, "id": 7} if first else {"id": 7, "name": o} for o, first in names]
     assume(all(o.isprintable() or not any("\ud800" <= c <= "\udfff" for c in o) for o, _ in names))
-    assert module._names(repr(entries)) == tuple(o for o, _ in names)
+    assert sources._names(repr(entries)) == tuple(o for o, _ in names)
 
 
-def test_films_with_ids_that_are_no_numbers_are_counted():
-    "A film whose id cannot be read is left out and counted."
-    films = MOVIELENS["movies.csv"] + b"three,Amelie (2001),Comedy\n"
-    data = read_files("movielens", {"movies.csv": films})
+def test_movies_with_ids_that_are_no_numbers_are_counted():
+    "A movie whose id cannot be read is left out and counted."
+    movies = MOVIELENS["movies.csv"] + b"three,Amelie (2001),Comedy\n"
+    data = read_files("movielens", {"movies.csv": movies})
     assert len(data.movies) == 2 and sum(data.dropped.values()) == 1
 
 
@@ -848,9 +841,9 @@ IDS = {
 @pytest.mark.parametrize("kinds", ["csv csv", "csv parquet", "parquet csv", "parquet parquet"])
 @pytest.mark.parametrize("ids", IDS)
 def test_ids_are_the_same_in_every_pair_of_formats(tmp_path, ids, kinds):
-    "Films and ratings meet, whatever each is written in; numbers stay numbers, all other text as it is."
-    tables = FILMS.assign(item_id=IDS[ids]), STARS.assign(item_id=[IDS[ids][o] for o in (0, 1, 0)])
-    for name, kind, table in zip(("movies", "ratings"), kinds.split(), tables, strict=True):
+    "Movies and ratings meet, whatever each is written in; numbers stay numbers, all other text as it is."
+    pair = FILMS.assign(item_id=IDS[ids]), STARS.assign(item_id=[IDS[ids][o] for o in (0, 1, 0)])
+    for name, kind, table in zip(("movies", "ratings"), kinds.split(), pair, strict=True):
         write = parquet_of if kind == "parquet" else csv_of
         (tmp_path / f"{name}.{kind}").write_bytes(write(table))
     data = read_tables(tmp_path)
@@ -859,20 +852,20 @@ def test_ids_are_the_same_in_every_pair_of_formats(tmp_path, ids, kinds):
     assert len(data.ratings) == 3 and not data.dropped
 
 
-@pytest.mark.parametrize("films, stars", [("text", "numbers"), ("numbers", "text"), ("real", "text")])
-def test_text_meets_numbers(tmp_path, films, stars):
+@pytest.mark.parametrize("movies, stars", [("text", "numbers"), ("numbers", "text"), ("real", "text")])
+def test_text_meets_numbers(tmp_path, movies, stars):
     "In frames as in files the text side becomes numbers if it can, else the other text."
-    given = FILMS.assign(item_id=IDS[films]), STARS.assign(item_id=[IDS[stars][o] for o in (0, 1, 0)])
+    given = FILMS.assign(item_id=IDS[movies]), STARS.assign(item_id=[IDS[stars][o] for o in (0, 1, 0)])
     assert movie_data(*given).ratings["item_id"].tolist() == [7, 12, 7]
     for name, table in zip(("movies", "ratings"), given, strict=True):
         table.to_parquet(tmp_path / f"{name}.parquet")
     assert load_data(tmp_path).ratings["item_id"].tolist() == [7, 12, 7]
-    if films == "text":
+    if movies == "text":
         found = movie_data(pd.concat([given[0], FILMS[:1].assign(item_id="tt1")]), given[1])
         assert found.movies.index.tolist() == ["7", "12", "tt1"] and len(found.ratings) == 3
 
 
-def test_text_that_stands_for_one_number_is_one_film():
+def test_text_that_stands_for_one_number_is_one_movie():
     "Two ways to write one number, seen only when text becomes numbers: the second is a repetition."
     data = movie_data(FILMS.assign(item_id=["1", "1.0"]), STARS)
     assert data.movies.index.tolist() == [1] and len(data.ratings) == 2
@@ -964,8 +957,8 @@ def test_other_encodings_are_told(encoding, hint, tmp_path):
 def test_dat_files_are_utf8_or_latin1(tmp_path):
     "As one and the other are written, in MovieLens 10M and before."
     for encoding in ("utf-8", "utf-8-sig", "latin-1"):
-        films = "1::Misérables, Les (1995)::Drama\n2::Amélie (2001)::Comedy\n".encode(encoding)
-        data = read_files("movielens, old", {"movies.dat": films})
+        movies = "1::Misérables, Les (1995)::Drama\n2::Amélie (2001)::Comedy\n".encode(encoding)
+        data = read_files("movielens, old", {"movies.dat": movies})
         assert data.movies["title"].tolist() == ["Misérables, Les", "Amélie"]
     (tmp_path / "movies.dat").write_text("1::Heat (1995)::Drama\n", encoding="utf-16")
     (tmp_path / "ratings.dat").write_text("1::1::4\n")
@@ -1029,10 +1022,10 @@ def test_columns_of_lists_with_other_marks(mark):
 
 
 def test_csv_ids_mean_the_same_in_both_tables():
-    "Where one film has an id of text all ids are text, though every rated one is made of digits."
-    films = b"item_id,title\n1,Heat\ntt2,Alien\n"
-    data = read_files("tables, csv", {"movies.csv": films})
-    assert data is not None and len(data.ratings) == 2  # those of film 1
+    "Where one movie has an id of text all ids are text, though every rated one is made of digits."
+    movies = b"item_id,title\n1,Heat\ntt2,Alien\n"
+    data = read_files("tables, csv", {"movies.csv": movies})
+    assert data is not None and len(data.ratings) == 2  # those of movie 1
 
 
 def test_hostile_names_in_an_archive_write_nothing(tmp_path):
@@ -1057,7 +1050,7 @@ def test_code_in_a_cell_is_not_run(tmp_path):
 
 
 def test_tables_come_back_as_they_were(tmp_path):
-    "Written and read again, films and ratings are the same."
+    "Written and read again, movies and ratings are the same."
     data = synthetic_data(10, 20, 100)
     write_tables(data, tmp_path / "world")
     again = read_tables(tmp_path / "world")
@@ -1070,7 +1063,7 @@ def test_tables_come_back_as_they_were(tmp_path):
 
 @st.composite
 def shapes(draw):
-    "Users, films and ratings of a world that can be."
+    "Users, movies and ratings of a world that can be."
     n_users, n_items = draw(st.integers(1, 30)), draw(st.integers(10, 40))
     return n_users, n_items, draw(st.integers(5 * n_users, n_items * 3 // 4 * n_users))
 
@@ -1078,7 +1071,7 @@ def shapes(draw):
 @SOME
 @given(shapes(), st.integers(0, 9))
 def test_worlds_have_exactly_the_size_asked_for(shape, seed):
-    "Every user and film is there, each rating once, nobody with too few or too many."
+    "Every user and movie is there, each rating once, nobody with too few or too many."
     n_users, n_items, n_ratings = shape
     data = synthetic_data(*shape, seed=seed)
     assert len(data.movies) == n_items and len(data.ratings) == n_ratings and not data.dropped
@@ -1090,7 +1083,7 @@ def test_worlds_have_exactly_the_size_asked_for(shape, seed):
 
 @pytest.mark.parametrize("n_ratings", [4 * 7, 5 * 7 - 1, 15 * 7 + 1, 10**9])
 def test_worlds_that_cannot_be_are_refused(tmp_path, n_ratings):
-    "Fewer than five ratings a user, or more than three quarters of the films, and nothing is written."
+    "Fewer than five ratings a user, or more than three quarters of the movies, and nothing is written."
     with pytest.raises(InputError, match=f"n_ratings must be a whole number from 35 to 105, got {n_ratings}"):
         write_synthetic(tmp_path / "world", 7, 20, n_ratings)
     assert not list(tmp_path.iterdir())
@@ -1106,7 +1099,7 @@ def test_a_world_on_disk_is_the_one_in_memory(tmp_path):
 
 
 def test_worlds_have_long_tails():
-    "A few films, users and words are met much more often than most; every word can occur."
+    "A few movies, users and words are met much more often than most; every word can occur."
     data = synthetic_data(2_000, 1_000, 100_000, n_themes=3, theme_words=300, plot_words=40)
     words = data.movies["overview"].str.split()
     assert (words.str.len() == 40).all() and words.explode().nunique() == 900
@@ -1132,13 +1125,14 @@ def inside(folder):
     return {o.name: o.read_text() for o in folder.iterdir() if o.name != MARKER}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 def test_a_killed_writer_leaves_the_earlier_folder_whole(tmp_path):
     "A process killed half way, which can clean up nothing, has not touched the earlier result."
     before = earlier(tmp_path / "out")
     code = """
 import os, signal, sys
-from correct_smooth.data import write_beside
-with write_beside(sys.argv[1], "tables") as fresh:
+from correct_smooth.files import atomic_folder
+with atomic_folder(sys.argv[1], "tables") as fresh:
     (fresh / "done").write_text("2")
     print("half way", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -1148,7 +1142,7 @@ with write_beside(sys.argv[1], "tables") as fresh:
     done = subprocess.run(command, capture_output=True, text=True, env=one)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "half way\n"), done.stderr
     assert inside(tmp_path / "out") == before
-    with write_beside(tmp_path / "out", "tables") as fresh:
+    with atomic_folder(tmp_path / "out", "tables") as fresh:
         (fresh / "done").write_text("3")
     assert inside(tmp_path / "out") == {"done": "3"}
     assert [o.name for o in tmp_path.iterdir()] == ["out"]  # what it left behind is gone
@@ -1158,7 +1152,7 @@ with write_beside(sys.argv[1], "tables") as fresh:
 def test_a_failed_writer_leaves_the_earlier_folder_whole(tmp_path, error):
     "An error half way leaves the earlier result and nothing else."
     before = earlier(tmp_path / "out")
-    with pytest.raises(error), write_beside(tmp_path / "out", "tables") as fresh:
+    with pytest.raises(error), atomic_folder(tmp_path / "out", "tables") as fresh:
         (fresh / "done").write_text("2")
         raise error
     assert inside(tmp_path / "out") == before
@@ -1167,7 +1161,7 @@ def test_a_failed_writer_leaves_the_earlier_folder_whole(tmp_path, error):
 
 def test_a_rename_that_fails_leaves_the_earlier_folder_whole(tmp_path, monkeypatch):
     "Where there is no exchange, and the fresh folder cannot take its place, the earlier one is put back."
-    monkeypatch.setattr("correct_smooth.data._exchange", lambda *_: False)
+    monkeypatch.setattr("correct_smooth.files._exchange", lambda *_: False)
     before, rename = earlier(tmp_path / "out"), Path.rename
 
     def fresh_fails(self, target):
@@ -1176,7 +1170,7 @@ def test_a_rename_that_fails_leaves_the_earlier_folder_whole(tmp_path, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fresh_fails)
-    with pytest.raises(OSError), write_beside(tmp_path / "out", "tables") as fresh:
+    with pytest.raises(OSError), atomic_folder(tmp_path / "out", "tables") as fresh:
         (fresh / "done").write_text("2")
     assert (tmp_path / "out").is_dir() and inside(tmp_path / "out") == before
 
@@ -1187,11 +1181,11 @@ def test_folders_of_other_things_are_not_replaced(tmp_path):
     (tmp_path / "thesis" / "chapter").write_text("years")
     (tmp_path / "file").write_text("mine")
     for name in ("thesis", "file"):
-        with pytest.raises(InputError, match=name), write_beside(tmp_path / name, "tables"):
+        with pytest.raises(InputError, match=name), atomic_folder(tmp_path / name, "tables"):
             pass
     assert inside(tmp_path / "thesis") == {"chapter": "years"}
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    with write_beside(tmp_path / "empty", "tables") as fresh:
+    with atomic_folder(tmp_path / "empty", "tables") as fresh:
         (fresh / "done").write_text("1")
     assert inside(tmp_path / "empty") == {"done": "1"}

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,36 +23,27 @@ from effort import tried
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from correct_smooth import commands, recommender
-from correct_smooth import train as training
-from correct_smooth.commands import rating_rows
-from correct_smooth.data import (
-    InputError,
-    MovieData,
-    add_movies,
-    add_ratings,
+from correct_smooth import commands, experiment, topn
+from correct_smooth.checks import InputError, printable
+from correct_smooth.data import MovieData, movie_data
+from correct_smooth.dataset import (
     by_time,
     cold_items,
     cold_users,
-    from_cells,
     holdout,
     index_ratings,
     leave_last,
-    movie_data,
-    printable,
-    read_tables,
     split,
-    synthetic_data,
-    to_cells,
-    user_thresholds,
-    write_csv,
-    write_rows,
-    write_tables,
 )
-from correct_smooth.graph import GraphConfig, read_edges
-from correct_smooth.ranks import own_part
-from correct_smooth.recommender import CorrectSmoothRecommender, run
-from correct_smooth.train import TrainConfig
+from correct_smooth.edges import read_edges
+from correct_smooth.experiment import run
+from correct_smooth.graph import GraphConfig
+from correct_smooth.rating_files import rating_rows
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.sources import read_tables, write_tables
+from correct_smooth.synthetic import synthetic_data
+from correct_smooth.tables import from_cells, to_cells, write_csv, write_rows
+from correct_smooth.train import TrainConfig, Training
 
 ROOT = Path(__file__).parents[1]
 QUICK = dict(graph=GraphConfig(k=5), training=TrainConfig(epochs=2), ensemble=1, progress=False)
@@ -90,7 +82,7 @@ def cs(monkeypatch):
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
         with redirect_stdout(out), redirect_stderr(said):
             try:
-                getattr(commands if hasattr(commands, name) else recommender, name)()
+                getattr(commands if hasattr(commands, name) else experiment, name)()
                 code = 0
             except SystemExit as end:
                 code = end.code
@@ -103,10 +95,10 @@ def cs(monkeypatch):
 
 READ_ONLY = """
 import numba, numpy as np, correct_smooth
-from correct_smooth import data, evaluate, model, recommender
-from correct_smooth.correct_smooth import _hear_neighbours
+from correct_smooth import dataset, evaluate, experiment, model
+from correct_smooth.correct_smooth import _sum_neighbours
 try:
-    numba.njit(cache=True)(data._rank_within.py_func)
+    numba.njit(cache=True)(dataset._rank_within.py_func)
 except RuntimeError as error:
     assert "no locator available" in str(error)
     print(correct_smooth.__file__, evaluate._order_metrics(np.array([True, False]), np.array([2.0, 1.0]))[0])
@@ -130,7 +122,7 @@ def test_a_read_only_install_without_a_home_works(tmp_path):
 def test_every_kernel_is_compiled_through_the_one_decorator():
     for module in sorted((ROOT / "correct_smooth").glob("*.py")):
         assert re.findall(r"@n?jit", module.read_text()) == [], module.name
-    assert isinstance(recommender._shortlists, numba.core.registry.CPUDispatcher)
+    assert isinstance(topn._shortlists, numba.core.registry.CPUDispatcher)
 
 
 # --- where there is no GPU
@@ -146,7 +138,8 @@ def test_a_model_trained_on_a_gpu_answers_without_one(fitted, tmp_path, no_gpu):
     told = fitted.recommend([0, 1])
     gpu = CorrectSmoothRecommender(**QUICK).set_params(training__device="cuda")
     gpu.__dict__.update({k: o for k, o in vars(fitted).items() if k.endswith("_")})
-    gpu.fitted_ = {**fitted.fitted_, "training": TrainConfig(epochs=2, device="cuda")}
+    settings = {**fitted.state_.settings, "training": TrainConfig(epochs=2, device="cuda")}
+    gpu.state_ = replace(fitted.state_, settings=settings)
     gpu.save(tmp_path / "model")
     back = CorrectSmoothRecommender.load(tmp_path / "model")
     assert back.training.device == "cuda"
@@ -159,7 +152,7 @@ def test_a_model_trained_on_a_gpu_answers_without_one(fitted, tmp_path, no_gpu):
 
 def test_that_there_is_no_gpu_is_said_before_any_work(world, tmp_path, no_gpu, monkeypatch):
     gpu = CorrectSmoothRecommender(**QUICK).set_params(training__device="cuda")
-    monkeypatch.setattr(recommender, "load_share", None)  # whoever calls it fails in another way
+    monkeypatch.setattr(experiment, "load_data", None)  # whoever calls it fails in another way
     monkeypatch.setattr(type(gpu.features), "fit", None)
     for job in (
         lambda: gpu.fit(world[0]),
@@ -236,13 +229,13 @@ class Tell:
 sys.meta_path.insert(0, Tell())
 """
 AT_EPOCH = f"""
-from correct_smooth import train
-of = train.train_epoch
-def epoch(*args):
-    if args[7] == %d:
+from correct_smooth import checkpoint, train
+of = train.Training.losses
+def losses(self):
+    if self.epoch == %d:
         {WAIT}
-    return of(*args)
-train.train_epoch, train.CHECKPOINT_SECONDS = epoch, 0
+    return of(self)
+train.Training.losses, checkpoint.CHECKPOINT_SECONDS = losses, 0
 """
 
 
@@ -256,7 +249,7 @@ def test_ctrl_c_while_all_is_loaded_is_one_line(world, flags):
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 def test_ctrl_c_while_python_dash_m_loads_is_one_line(world):
     code = f"import runpy, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{AT_IMPORT}"
-    code += "\nrunpy.run_module('correct_smooth.recommender', run_name='__main__', alter_sys=True)"
+    code += "\nrunpy.run_module('correct_smooth.experiment', run_name='__main__', alter_sys=True)"
     pipe = subprocess.PIPE
     options = dict(env=environment(), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     with subprocess.Popen([sys.executable, "-c", code], **options) as job:
@@ -269,7 +262,7 @@ def test_ctrl_c_while_python_dash_m_loads_is_one_line(world):
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 def test_ctrl_c_tells_what_is_kept_and_the_same_command_goes_on(world, cs, monkeypatch):
     folder = world[1]
-    with mock.patch.object(recommender, "load_share", side_effect=KeyboardInterrupt):
+    with mock.patch.object(experiment, "load_data", side_effect=KeyboardInterrupt):
         code, out, said = cs("cs_run", "--out", folder.parent / "out")
     nothing = "cs_run: stopped; no result was written, and nothing was kept to go on from\n"
     assert (code, out, said) == (130, "", nothing)
@@ -280,8 +273,8 @@ def test_ctrl_c_tells_what_is_kept_and_the_same_command_goes_on(world, cs, monke
         f"cs_run: stopped; the training so far is kept in {kept}, and the same command goes on from there\n",
     )  # fmt: skip
     assert any(kept.iterdir()) and not (folder.parent / "out").exists()
-    epochs, of = [], training.train_epoch
-    monkeypatch.setattr(training, "train_epoch", lambda *args: epochs.append(args[7]) or of(*args))
+    epochs, of = [], Training.losses
+    monkeypatch.setattr(Training, "losses", lambda self: epochs.append(self.epoch) or of(self))
     line = ("--data", folder, "--out", folder.parent / "out", "--settings", FEW)
     assert cs("cs_run", *line)[0] == 0 and epochs[0] == 2
     assert not kept.exists()
@@ -327,7 +320,7 @@ def test_variables_that_say_nothing_are_no_cluster(cs, monkeypatch, world, tmp_p
 # --- one table instead of both
 
 
-def test_every_door_says_how_films_and_ratings_are_put_together(world, fitted, tmp_path):
+def test_every_door_says_how_movies_and_ratings_are_put_together(world, fitted, tmp_path):
     data, fresh = world[0], CorrectSmoothRecommender(**QUICK)
     hidden = np.zeros(len(data.ratings), bool)
     for wrong in (data.ratings, (data.movies, data.ratings), None, tmp_path):
@@ -336,17 +329,13 @@ def test_every_door_says_how_films_and_ratings_are_put_together(world, fitted, t
             fresh.tune,
             fitted.evaluate,
             index_ratings,
-            own_part,
             lambda o: split(o, hidden),
-            lambda o: add_ratings(o, data.ratings),
-            lambda o: add_movies(o, data.movies),
             lambda o: write_tables(o, tmp_path / "tables"),
-            recommender.check_judgeable,
         ):
             with pytest.raises(InputError, match=r"and got \w+; movie_data\(movies, ratings\) makes one of"):
                 door(wrong)
     for wrong in (data, None, data.movies, data.ratings.drop(columns="user_id").drop(columns="item_id")):
-        for door in (holdout, leave_last, by_time, cold_items, cold_users, user_thresholds):
+        for door in (holdout, leave_last, by_time, cold_items, cold_users):
             if door is by_time and isinstance(wrong, pd.DataFrame) and "timestamp" in wrong:
                 continue
             with pytest.raises(InputError, match="needs a t"):
@@ -370,7 +359,7 @@ def evil(tmp_path_factory):
     "A data set with such characters wherever it holds text, and a model of it."
     folder, data = tmp_path_factory.mktemp("evil"), synthetic_data(60, 80, 1_500, seed=0)
     name = "w\x1b[2J\x9b\u202e\u2028\n!"  # what a file system takes
-    films = data.movies.assign(
+    movies = data.movies.assign(
         title=[f"{o}{EVIL}{k}" for k, o in enumerate(data.movies["title"])],
         genres=[(f"{o[0]}{EVIL}",) for o in data.movies["genres"]],
     ).rename(lambda o: f"f{EVIL}{o}")
@@ -378,10 +367,10 @@ def evil(tmp_path_factory):
         user_id=data.ratings["user_id"].map(f"u{EVIL}{{}}".format),
         item_id=data.ratings["item_id"].map(f"f{EVIL}{{}}".format),
     )
-    write_tables(movie_data(films, ratings), folder / name)
+    write_tables(movie_data(movies, ratings), folder / name)
     odd = pd.read_parquet(folder / name / "ratings.parquet").assign(**{f"col{EVIL}": 1})
     odd.to_parquet(folder / name / "ratings.parquet")
-    CorrectSmoothRecommender(**QUICK).fit(movie_data(films, ratings, EVIL)).save(folder / f"m{name}")
+    CorrectSmoothRecommender(**QUICK).fit(movie_data(movies, ratings, EVIL)).save(folder / f"m{name}")
     return folder, name
 
 
@@ -389,7 +378,7 @@ def test_no_command_lets_data_reach_the_terminal(evil, cs, tmp_path, monkeypatch
     folder, name = evil
     monkeypatch.chdir(tmp_path)
     user, model = f"u{EVIL}7", folder / f"m{name}"
-    title, item = f"Film 3{EVIL}3", f"f{EVIL}3"
+    title, item = f"Movie 3{EVIL}3", f"f{EVIL}3"
     mine = pd.DataFrame({"title": [title, title, "nonsense" + EVIL], "rating": [5, 4, 3], f"col{EVIL}": 1})
     mine[:1].to_parquet("good.parquet")
     mine.to_parquet("bad.parquet")
@@ -453,14 +442,14 @@ def test_any_text_comes_back_and_none_is_a_formula(texts):
 @example(texts=["=cmd", "'=cmd", "a\rb", 'a"b\r\n', "\t", "\ufeff"])
 def test_what_we_write_our_readers_read(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("cells")
-    films = pd.DataFrame({"item_id": [f"i{o}" for o in texts], "title": texts})
-    write_csv(films, folder / "movies.csv")
+    movies = pd.DataFrame({"item_id": [f"i{o}" for o in texts], "title": texts})
+    write_csv(movies, folder / "movies.csv")
     with write_rows(folder / "ratings.csv") as write:
-        for o in films["item_id"]:
+        for o in movies["item_id"]:
             write(pd.DataFrame({"user_id": [f"={o}"], "item_id": [o], "rating": [2.5]}))
     back = read_tables(folder)
-    assert back.movies["title"].tolist() == texts and back.movies.index.tolist() == films["item_id"].tolist()
-    assert back.ratings["user_id"].tolist() == [f"={o}" for o in films["item_id"]]
+    assert back.movies["title"].tolist() == texts and back.movies.index.tolist() == movies["item_id"].tolist()
+    assert back.ratings["user_id"].tolist() == [f"={o}" for o in movies["item_id"]]
     rows, _ = rating_rows(folder / "ratings.csv")
     assert rows["user_id"].tolist() == back.ratings["user_id"].tolist()
     edges = pd.DataFrame({"source": [f"@{o}" for o in texts], "target": "x", "weight": 0.5})
@@ -473,9 +462,9 @@ def test_files_for_spreadsheets_hold_no_formulas(world, tmp_path):
     "Lists and metrics of a run, and the same text behind them."
     data = world[0]
     titles = ["=HYPERLINK(1)", "'@x", "+1", "-30-", "Plain"]
-    films = data.movies.assign(title=[titles[k % 5] for k in range(len(data.movies))])
+    movies = data.movies.assign(title=[titles[k % 5] for k in range(len(data.movies))])
     ratings = data.ratings.assign(user_id=data.ratings["user_id"].map("={}".format))
-    write_tables(MovieData(films, ratings), tmp_path / "w")
+    write_tables(MovieData(movies, ratings), tmp_path / "w")
     run(tmp_path / "w", tmp_path / "out", recommender=CorrectSmoothRecommender(**QUICK))
     for name in ("recommendations.csv", "per_user_metrics.csv"):
         raw = pd.read_csv(tmp_path / "out" / name)

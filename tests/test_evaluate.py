@@ -16,17 +16,16 @@ from scipy.special import gammaln
 from scipy.stats import bootstrap
 from sklearn import metrics as sk
 
-from correct_smooth.data import InputError
+from correct_smooth.checks import InputError
 from correct_smooth.evaluate import (
     BOOTSTRAP_USERS,
     METRICS,
     compare,
     diversity,
     gain_by_history,
-    plot_calibration,
-    plot_diversity,
     user_metrics,
 )
+from correct_smooth.plots import plot_calibration, plot_diversity
 
 SOME = tried(20, 300)
 ORDER = ["roc_auc", "average_precision", "ndcg_at_10", "hr_at_10"]
@@ -35,7 +34,7 @@ SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1)  # ties 
 
 @st.composite
 def pairs(draw, score=SCORES, n_users=4):
-    "Users, labels and scores of up to forty pairs; some users have one class, one film or none."
+    "Users, labels and scores of up to forty pairs; some users have one class, one movie or none."
     busy = draw(st.integers(0, n_users - 1))  # with one user for all pairs, lists are long
     row = st.tuples(st.integers(0, busy), st.integers(0, 1), score)
     rows = draw(st.lists(row, min_size=draw(st.sampled_from([0, 25])), max_size=40))
@@ -44,7 +43,7 @@ def pairs(draw, score=SCORES, n_users=4):
 
 
 def hit_chance(y, z, k=10):
-    "Share of the ways to break the tie at the kth place that bring a liked film into the first k."
+    "Share of the ways to break the tie at the kth place that bring a liked movie into the first k."
     if len(y) <= k:
         return float(y.any())
     line = np.sort(z)[::-1][k - 1]
@@ -114,7 +113,7 @@ def by_sums_over_ties(user, y, z, n_users):
 
 
 def many_pairs(seed, n_users=3000, decimals=2):
-    "Shuffled pairs of many users, a few of them with hundreds of films, some with one class or none."
+    "Shuffled pairs of many users, a few of them with hundreds of movies, some with one class or none."
     rng = np.random.default_rng(seed)
     user = np.repeat(np.arange(n_users), rng.lognormal(2, 1.3, n_users).astype(int))
     user = rng.permutation(user)
@@ -149,7 +148,7 @@ def test_equals_scikit_learn_user_by_user(rows):
 @SOME
 @given(pairs(), st.sampled_from([np.float64, np.float32]), st.sampled_from([np.int64, np.float32, bool]))
 def test_equals_sums_over_ties(rows, of_scores, of_labels):
-    "A walk over each user's films gives what sums over all users' ties give, whatever the types."
+    "A walk over each user's movies gives what sums over all users' ties give, whatever the types."
     user, y, z, n_users = rows
     if not len(user):
         assert user_metrics(user, y, z, n_users).isna().all(axis=None)
@@ -162,7 +161,7 @@ def test_equals_sums_over_ties(rows, of_scores, of_labels):
 @pytest.mark.parametrize("n_users", [1, 3000])
 @pytest.mark.parametrize("decimals", [1, 17])
 def test_one_user_and_many(n_users, decimals):
-    "Some users have hundreds of films, with ties and without; or one user has them all."
+    "Some users have hundreds of movies, with ties and without; or one user has them all."
     user, y, z, _ = many_pairs(0, decimals=decimals)
     user = user % n_users
     found, wanted = user_metrics(user, y, z, n_users), by_sums_over_ties(user, y, z, n_users)
@@ -196,9 +195,9 @@ LONG = st.lists(st.tuples(RARE, LEVEL), min_size=11, max_size=16)
 
 @SOME
 @given(SHORT | LONG)
-def test_hit_rate_counts_every_way_to_break_ties(films):
-    "hr_at_10 is the expectation over all orders of films with equal scores."
-    y, z = np.array([o[0] for o in films]), np.array([o[1] / 4 for o in films])
+def test_hit_rate_counts_every_way_to_break_ties(movies):
+    "hr_at_10 is the expectation over all orders of movies with equal scores."
+    y, z = np.array([o[0] for o in movies]), np.array([o[1] / 4 for o in movies])
     found = user_metrics(np.zeros(len(y), int), y, z, 1).loc[0, "hr_at_10"]
     if 0 < y.sum() < len(y):
         assert found == pytest.approx(hit_chance(y, z), abs=1e-12)
@@ -216,7 +215,7 @@ def test_hit_rate_counts_every_way_to_break_ties(films):
     ],
 )
 def test_hit_rate_by_hand(scores, liked, chance):
-    "One liked film among twelve stands in the first ten surely, never, or with a chance."
+    "One liked movie among twelve stands in the first ten surely, never, or with a chance."
     y = np.eye(12, dtype=int)[liked]
     found = user_metrics(np.zeros(12, int), y, np.array(scores), 1).loc[0, "hr_at_10"]
     assert found == pytest.approx(chance, abs=1e-12)
@@ -392,29 +391,29 @@ def test_users_with_equally_long_histories_are_one_group():
 
 
 @st.composite
-def film_lists(draw):
-    "Lists of up to five users over up to eight films, some of them short or empty, and ratings of each film."
+def movie_lists(draw):
+    "Lists of up to five users over up to eight movies, some short or empty, and ratings of each movie."
     n_items, m, n = draw(st.integers(1, 8)), draw(st.integers(1, 5)), draw(st.integers(1, 4))
     lists = np.full((m, n), -1)
     for own in lists:
-        films = draw(st.lists(st.integers(0, n_items - 1), unique=True, max_size=n))
-        own[draw(st.permutations(range(n)))[: len(films)]] = films  # empty places may come first
+        movies = draw(st.lists(st.integers(0, n_items - 1), unique=True, max_size=n))
+        own[draw(st.permutations(range(n)))[: len(movies)]] = movies  # empty places may come first
     assume((lists >= 0).any())
     return lists, np.array(draw(st.lists(st.integers(0, 3), min_size=n_items, max_size=n_items)))
 
 
 @SOME
-@given(film_lists())
+@given(movie_lists())
 def test_diversity_is_what_its_words_say(case):
-    "Every fact, from sets of films and pairs of users."
+    "Every fact, from sets of movies and pairs of users."
     lists, p = case
     own = [o for o in ({int(i) for i in row if i >= 0} for row in lists) if o]
-    films = [i for o in own for i in o]
+    movies = [i for o in own for i in o]
     found = diversity(lists, p)
-    assert found["coverage"] == pytest.approx(len(set(films)) / len(p))
-    assert found["popularity"] == pytest.approx(np.mean([p[i] for i in films]))
+    assert found["coverage"] == pytest.approx(len(set(movies)) / len(p))
+    assert found["popularity"] == pytest.approx(np.mean([p[i] for i in movies]))
     assert found["catalogue"] == pytest.approx(p.mean())
-    below = [np.mean([1 if o < p[i] else 0.5 if o == p[i] else 0 for o in p]) for i in films]
+    below = [np.mean([1 if o < p[i] else 0.5 if o == p[i] else 0 for o in p]) for i in movies]
     assert found["percentile"] == pytest.approx(np.mean(below))
     shared = [len(a & b) / len(a) for j, a in enumerate(own) for k, b in enumerate(own) if j != k]
     if shared:
@@ -424,9 +423,9 @@ def test_diversity_is_what_its_words_say(case):
 
 
 @SOME
-@given(film_lists(), st.randoms(use_true_random=False))
-def test_order_of_users_films_and_places_does_not_matter(case, random):
-    "Facts are about sets of films; numbers of films and of users are names."
+@given(movie_lists(), st.randoms(use_true_random=False))
+def test_order_of_users_movies_and_places_does_not_matter(case, random):
+    "Facts are about sets of movies; numbers of movies and of users are names."
     lists, p = case
     number = np.array(random.sample(range(len(p)), len(p)))
     moved = np.where(lists < 0, -1, number[lists])
@@ -438,9 +437,9 @@ def test_order_of_users_films_and_places_does_not_matter(case, random):
 
 
 @SOME
-@given(film_lists())
+@given(movie_lists())
 def test_area_below_the_curve_is_the_percentile(case):
-    "The picture and the number say the same, ties and films without ratings included."
+    "The picture and the number say the same, ties and movies without ratings included."
     lists, p = case
     ax = Figure().subplots()
     plot_diversity({"some": lists}, p, ax)
@@ -460,11 +459,11 @@ def test_many_lists_need_no_pairs():
 @pytest.mark.parametrize(
     "lists, popularity, said",
     [
-        ([[0, 2]], [1, 1], "list 0 holds film 2; films are numbered 0 to 1"),
-        ([[0, 1], [-2, 1]], [1, 1], "list 1 holds film -2"),
-        ([[0, 1], [1, 1]], [1, 1], "list 1 holds film 1 twice"),
-        ([[0]], [1, np.nan], "film 1 has nan ratings"),
-        ([[0]], [-1.0, 1], r"film 0 has -1\.0 ratings"),
+        ([[0, 2]], [1, 1], "list 0 holds movie 2; movies are numbered 0 to 1"),
+        ([[0, 1], [-2, 1]], [1, 1], "list 1 holds movie -2"),
+        ([[0, 1], [1, 1]], [1, 1], "list 1 holds movie 1 twice"),
+        ([[0]], [1, np.nan], "movie 1 has nan ratings"),
+        ([[0]], [-1.0, 1], r"movie 0 has -1\.0 ratings"),
         ([[-1], [-1]], [1, 1], "no recommendation"),
         (np.empty((0, 3), int), [1, 1], "no recommendation"),
         ([[0.0]], [1, 1], r"got float64 of shape \(1, 1\)"),
@@ -473,7 +472,7 @@ def test_many_lists_need_no_pairs():
     ],
 )
 def test_lists_that_make_no_sense_are_named(lists, popularity, said):
-    "Films that are not there or there twice, ratings that cannot be, no lists."
+    "Movies that are not there or there twice, ratings that cannot be, no lists."
     with pytest.raises(InputError, match=said):
         diversity(np.array(lists), np.array(popularity))
     with pytest.raises(InputError, match=said):

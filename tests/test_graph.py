@@ -18,19 +18,17 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from correct_smooth.data import InputError, Interactions
+from correct_smooth.checks import InputError
+from correct_smooth.dataset import Interactions
+from correct_smooth.edges import both_ways, edge_graph, given_graph, read_edges
 from correct_smooth.graph import (
     GraphConfig,
-    both_ways,
     corating_knn,
     cosine_knn,
-    edge_graph,
-    film_graph,
-    given_graph,
     graph_statistics,
+    item_graph,
     neighbours,
     normalise,
-    read_edges,
     symmetrise,
 )
 
@@ -40,7 +38,7 @@ ITEMS = pd.Index([10, 20, 30, 40, 50], name="item_id")
 
 @st.composite
 def features(draw):
-    "Sparse rows of two to fifteen films; equal rows, empty rows and negative values occur."
+    "Sparse rows of two to fifteen movies; equal rows, empty rows and negative values occur."
     n, d = draw(st.integers(2, 15)), draw(st.integers(1, 6))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     X = rng.choice([0, 0, 1, 2.5, -1], (n, d)) if draw(st.booleans()) else rng.random((n, d))
@@ -51,7 +49,7 @@ def features(draw):
 
 @st.composite
 def graphs(draw):
-    "A directed graph with weights of 0 or more, some films alone."
+    "A directed graph with weights of 0 or more, some movies alone."
     n = draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     A = rng.uniform(0.01, 5, (n, n)) * (rng.random((n, n)) < draw(st.sampled_from([0, 0.15, 0.9])))
@@ -60,7 +58,7 @@ def graphs(draw):
 
 
 def cosines(X):
-    "All cosine similarities, 0 for empty rows and for a film with itself."
+    "All cosine similarities, 0 for empty rows and for a movie with itself."
     X = X.toarray().astype(np.float64)
     length = np.linalg.norm(X, axis=1, keepdims=True)
     X = X / np.where(length > 0, length, 1)
@@ -72,7 +70,7 @@ def cosines(X):
 @SOME
 @given(features(), st.data())
 def test_nearest_neighbours_equal_a_dense_reference(X, data):
-    "Each row holds the k largest positive cosines, and no film is its own neighbour."
+    "Each row holds the k largest positive cosines, and no movie is its own neighbour."
     n = X.shape[0]
     k = data.draw(st.integers(1, n - 1))
     A = cosine_knn(X, k, n_threads=1)
@@ -87,7 +85,7 @@ def test_nearest_neighbours_equal_a_dense_reference(X, data):
 
 @SOME
 @given(features())
-def test_films_without_features_stand_alone(X):
+def test_movies_without_features_stand_alone(X):
     "An empty row is nobody's neighbour and has none."
     A = cosine_knn(X, 1, n_threads=1).toarray()
     empty = (X.toarray() == 0).all(axis=1)
@@ -115,7 +113,7 @@ def test_k_must_leave_a_neighbour(k):
 @SOME
 @given(features(), st.integers(0, 5))
 def test_k_beyond_the_catalogue_takes_all_others(X, more):
-    "As many neighbours as there are other films, whatever is asked for."
+    "As many neighbours as there are other movies, whatever is asked for."
     n = X.shape[0]
     found, wanted = (cosine_knn(X, k, n_threads=1) for k in (n + more, n - 1))
     assert_array_equal(found.toarray(), wanted.toarray())
@@ -123,7 +121,7 @@ def test_k_beyond_the_catalogue_takes_all_others(X, more):
 
 @st.composite
 def rated(draw, n_items=None):
-    "Ratings of a few films by a few users; some films have none, some users rate all alike."
+    "Ratings of a few movies by a few users; some movies have none, some users rate all alike."
     n_users, n_items = draw(st.integers(1, 6)), n_items or draw(st.integers(2, 9))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     user, item = np.nonzero(rng.random((n_users, n_items)) < draw(st.sampled_from([0.3, 0.9])))
@@ -135,7 +133,7 @@ def rated(draw, n_items=None):
 
 
 def coratings(pairs, shrinkage):
-    "Shrunk correlation of every two films over users, from each user's mean; 0 on the diagonal."
+    "Shrunk correlation of every two movies over users, from each user's mean; 0 on the diagonal."
     R = np.full((len(pairs.users), len(pairs.items)), np.nan)
     R[pairs.user, pairs.item] = pairs.rating
     centred = np.zeros_like(R)
@@ -154,7 +152,7 @@ def coratings(pairs, shrinkage):
 @given(rated(), st.integers(1, 12), st.sampled_from([0.0, 0.5, 5.0]))
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")  # see the next test
 def test_corating_equals_a_dense_reference(pairs, k, shrinkage):
-    "Each row holds the k largest positive shrunk correlations, and no film is its own neighbour."
+    "Each row holds the k largest positive shrunk correlations, and no movie is its own neighbour."
     C, n = corating_knn(pairs, k, shrinkage, n_threads=1), len(pairs.items)
     wanted, row = coratings(pairs, shrinkage), np.repeat(np.arange(n), np.diff(C.indptr))
     assert C.shape == (n, n) and C.dtype == np.float32
@@ -167,7 +165,7 @@ def test_corating_equals_a_dense_reference(pairs, k, shrinkage):
 
 @pytest.mark.filterwarnings("error")
 def test_corating_without_shrinkage_divides_by_nothing():
-    "Films without ratings, or rated at everybody's mean only, have no neighbours, and no warning."
+    "Movies without ratings, or rated at everybody's mean only, have no neighbours, and no warning."
     cells = np.array([0, 0, 0, 1, 1], np.int32), np.array([0, 1, 2, 1, 2], np.int32)
     stars = np.array([1, 3, 2, 5, 5], np.float32)
     pairs = Interactions(*cells, stars, stars, pd.RangeIndex(2), pd.RangeIndex(4))
@@ -185,24 +183,24 @@ def test_corating_forgives_strict_users(pairs, more):
 
 @SOME
 @given(rated(n_items=6), st.sampled_from([0.0, 0.5, 2.0]), st.booleans())
-def test_film_graph_adds_up_content_and_corating(pairs, weight, mutual):
+def test_movie_graph_adds_up_content_and_corating(pairs, weight, mutual):
     "The graph is content plus so many times co-rating, averaged over directions if asked for."
     X = sparse.csr_matrix(np.random.default_rng(0).random((6, 4)).astype(np.float32))
     config = GraphConfig(k=2, corating=weight, corating_k=1, corating_shrinkage=5, symmetrise=mutual)
     content, rating = cosine_knn(X, 2).toarray(), corating_knn(pairs, 1, 5.0).toarray()
     wanted = content + weight * rating
     wanted = (wanted + wanted.T) / 2 if mutual else wanted
-    found = film_graph(X, {"genres": slice(0, 4)}, pairs, config).toarray()
+    found = item_graph(X, {"genres": slice(0, 4)}, pairs, config).toarray()
     assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
-def test_film_graph_compares_by_the_chosen_blocks():
-    "Films alike in genres only are neighbours by genres, not by keywords."
+def test_movie_graph_compares_by_the_chosen_blocks():
+    "Movies alike in genres only are neighbours by genres, not by keywords."
     X = sparse.csr_matrix(np.array([[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]], np.float32))
     blocks = {"genres": slice(0, 2), "keywords": slice(2, 4)}
     nobody = Interactions(*(np.zeros(0, np.int32),) * 4, pd.RangeIndex(0), pd.RangeIndex(3))
     by_genres, by_keywords = (
-        film_graph(X, blocks, nobody, GraphConfig(1, (o,), corating=0)).toarray() for o in blocks
+        item_graph(X, blocks, nobody, GraphConfig(1, (o,), corating=0)).toarray() for o in blocks
     )
     assert_array_equal(by_genres, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
     assert_array_equal(by_keywords, [[0, 0, 1], [0, 0, 0], [1, 0, 0]])
@@ -211,7 +209,7 @@ def test_film_graph_compares_by_the_chosen_blocks():
 @SOME
 @given(graphs())
 def test_row_sums_are_one(A):
-    "Row-normalised weights of every film sum to 1, also where it had no neighbour."
+    "Row-normalised weights of every movie sum to 1, also where it had no neighbour."
     S = normalise(A, "row")
     assert_allclose(S.sum(axis=1), 1, rtol=0, atol=1e-5)
     assert (S.data >= 0).all()
@@ -220,7 +218,7 @@ def test_row_sums_are_one(A):
 @SOME
 @given(graphs(), st.sampled_from(["row", "symmetric", "column"]))
 def test_normalise_equals_a_dense_reference(A, how):
-    "Each weight is divided by what the definition says; films alone keep to themselves."
+    "Each weight is divided by what the definition says; movies alone keep to themselves."
     dense = A.toarray().astype(np.float64)
     dense += np.diag(dense.sum(1) == 0)
     degree = dense.sum(0 if how == "column" else 1)
@@ -274,7 +272,7 @@ def as_table(edges):
 @SOME
 @given(EDGES)
 def test_edge_graph_equals_a_dense_reference(edges):
-    "The largest weight of each known pair, no film with itself, and a count of what was left out."
+    "The largest weight of each known pair, no movie with itself, and a count of what was left out."
     wanted, at = np.zeros((5, 5)), {o: k for k, o in enumerate(ITEMS)}
     for i, j, w in edges:
         if i in at and j in at and i != j:
@@ -288,8 +286,8 @@ def test_edge_graph_equals_a_dense_reference(edges):
     assert_array_equal(A.toarray(), wanted.astype(np.float32))
     assert A.nnz == (wanted > 0).sum()  # no stored zeros
     assert A.nnz + sum(dropped.values()) == len(edges)
-    assert dropped["edges with an unknown film"] == sum(not {*e[:2]} <= at.keys() for e in edges)
-    assert dropped["edges from a film to itself"] == sum(e[0] == e[1] for e in edges)
+    assert dropped["edges with an unknown movie"] == sum(not {*e[:2]} <= at.keys() for e in edges)
+    assert dropped["edges from a movie to itself"] == sum(e[0] == e[1] for e in edges)
 
 
 @SOME
@@ -372,7 +370,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_graph_is_one_graph_in_any_form(form):
-    "Weights, directions and all; films that are unknown are counted."
+    "Weights, directions and all; movies that are unknown are counted."
     graph = nx.Graph()
     graph.add_weighted_edges_from([(10, 20, 0.5), (20, 30, 2.0), (40, 50, 0.25)])
     A = nx.to_scipy_sparse_array(graph, nodelist=list(ITEMS), dtype=np.float32)
@@ -382,7 +380,7 @@ def test_a_graph_is_one_graph_in_any_form(form):
         graph.add_edge(10, "stranger", weight=1.0)
         dropped = {}
         given_graph(graph, ITEMS, dropped)
-        assert dropped["edges with an unknown film"] == 1
+        assert dropped["edges with an unknown movie"] == 1
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, "torch"])
@@ -392,7 +390,7 @@ def test_an_edge_index_goes_by_position(kind):
     dropped = {}
     at = torch.from_numpy(at) if kind == "torch" else at.astype(kind)
     found = given_graph(at, ITEMS, dropped).toarray()
-    assert found.sum() == found[0, 1] + found[1, 2] == 2 and dropped["edges from a film to itself"] == 1
+    assert found.sum() == found[0, 1] + found[1, 2] == 2 and dropped["edges from a movie to itself"] == 1
 
 
 @pytest.mark.parametrize(
@@ -433,7 +431,7 @@ def test_what_is_no_graph_is_refused(edges):
 @pytest.mark.parametrize("how", ["row", "symmetric", "column"])
 @pytest.mark.parametrize("weight", [1e15 - 2**30, 1.0, 1e-30, 1e-44])
 def test_weights_of_any_size_make_no_gaps(how, weight):
-    "Of a clique of equal weights each film has equal shares, whether these are huge or tiny."
+    "Of a clique of equal weights each movie has equal shares, whether these are huge or tiny."
     n = 30
     edges = as_table([(i, j, weight) for i in range(n) for j in range(i)])
     A = both_ways(given_graph(edges, pd.RangeIndex(n)))
@@ -464,8 +462,8 @@ def test_tiny_weights_are_stored_as_more_than_zero():
 
 
 def test_edges_between_strangers_are_named():
-    "Where no edge joins two known films the message shows ids of both sides."
-    with pytest.raises(InputError, match="edges hold .*'a'.*films are .*10"):
+    "Where no edge joins two known movies the message shows ids of both sides."
+    with pytest.raises(InputError, match="edges hold .*'a'.*movies are .*10"):
         edge_graph(as_table([("a", "b", 1.0)]), ITEMS)
     with pytest.raises(InputError, match="no edge joins"):
         edge_graph(as_table([]), ITEMS)
@@ -474,19 +472,19 @@ def test_edges_between_strangers_are_named():
 @pytest.mark.parametrize("gone", ["source", "target"])
 def test_missing_columns_are_named(gone):
     "The message says which column is missing and which were found."
-    edges = as_table([(10, 20, 1.0)]).rename(columns={gone: "film"})
-    with pytest.raises(InputError, match=f"lack the column {gone}; found: .*film"):
+    edges = as_table([(10, 20, 1.0)]).rename(columns={gone: "movie"})
+    with pytest.raises(InputError, match=f"lack the column {gone}; found: .*movie"):
         edge_graph(edges, ITEMS)
 
 
 @SOME
 @given(graphs())
 def test_statistics_equal_a_count_by_hand(A):
-    "Edges, degrees, films alone and mutual edges are what a loop over all pairs counts."
+    "Edges, degrees, movies alone and mutual edges are what a loop over all pairs counts."
     has = A.toarray() > 0
     n, found = len(has), graph_statistics(A)
     edges = [(i, j) for i in range(n) for j in range(n) if has[i, j]]
-    assert found["films"] == n and found["edges"] == len(edges)
+    assert found["movies"] == n and found["edges"] == len(edges)
     assert found["isolated"] == sum(not (has[i].any() or has[:, i].any()) for i in range(n))
     assert found["largest_degree"] == max(has.sum(1))
     assert found["mean_degree"] == pytest.approx(len(edges) / n)
@@ -654,10 +652,10 @@ def test_parquet_may_have_an_index(index, tmp_path):
 @pytest.mark.parametrize(
     "edges, lost",
     [
-        (pd.DataFrame({"source": [10, 20], "target": [10, 20]}), "2 edges from a film to itself"),
+        (pd.DataFrame({"source": [10, 20], "target": [10, 20]}), "2 edges from a movie to itself"),
         (pd.DataFrame({"source": [10], "target": [20], "weight": [0]}), "1 edges of weight 0"),
-        (np.array([[1, 1], [1, 1]]), "2 edges from a film to itself"),
-        (nx.Graph([("a", "b")]), "1 edges with an unknown film"),
+        (np.array([[1, 1], [1, 1]]), "2 edges from a movie to itself"),
+        (nx.Graph([("a", "b")]), "1 edges with an unknown movie"),
     ],
     ids=lambda o: type(o).__name__,
 )

@@ -10,18 +10,10 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 from correct_smooth.correct_smooth import CorrectAndSmooth
-from correct_smooth.data import (
-    by_time,
-    cold_items,
-    cold_users,
-    holdout,
-    index_ratings,
-    leave_last,
-    split,
-    synthetic_data,
-)
+from correct_smooth.dataset import by_time, cold_items, cold_users, holdout, index_ratings, leave_last, split
 from correct_smooth.graph import GraphConfig
 from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TARGETS, TrainConfig
 
 SPLITS = {o.__name__: o for o in (holdout, leave_last, by_time, cold_items, cold_users)}
@@ -56,7 +48,7 @@ def assert_same(one, two):
     X, Y = (o.features_.transform(o.data_.movies) for o in (one, two))
     sparse_pairs = [(one.A_, two.A_), (one.scorer_.labels, two.scorer_.labels), (X, Y)]
     graphs = one.scorer_.graph, two.scorer_.graph
-    sparse_pairs += [(graphs[0].S, graphs[1].S), (graphs[0].near, graphs[1].near)]
+    sparse_pairs += [(graphs[0].S, graphs[1].S), (graphs[0].with_self, graphs[1].with_self)]
     for a, b in sparse_pairs:
         for part in ("data", "indices", "indptr"):
             assert_array_equal(getattr(a, part), getattr(b, part))
@@ -121,7 +113,7 @@ def test_labels_stay_with_their_user(world):
     other = scorer.labels.copy()
     other.data[: other.indptr[1]] = 1 - other.data[: other.indptr[1]]
     user = np.arange(other.shape[1])
-    item = np.full(len(user), other.indices[0])  # a film that the first user has rated
+    item = np.full(len(user), other.indices[0])  # a movie that the first user has rated
     (base, refined), (base2, refined2) = (
         replace(scorer, labels=o).pairs(user, item) for o in (scorer.labels, other)
     )
@@ -131,7 +123,7 @@ def test_labels_stay_with_their_user(world):
 
 
 def test_nothing_handed_in_is_changed(world):
-    "Films and ratings are as they were after splitting, fitting, evaluating and recommending."
+    "Movies and ratings are as they were after splitting, fitting, evaluating and recommending."
     train, test = split(world, holdout(world.ratings))
     frames = [world.movies, world.ratings, train.ratings, test.ratings]
     before = [o.copy(deep=True) for o in frames]

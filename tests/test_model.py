@@ -1,5 +1,7 @@
 """Options of the model and its training against plain NumPy, and laws that must hold for each of them."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,22 +16,24 @@ from safetensors.numpy import load_file
 from scipy import sparse
 from scipy.special import expit, logit
 
-from correct_smooth.data import InputError, Interactions, holdout, index_ratings, split, synthetic_data
+from correct_smooth.checks import InputError
+from correct_smooth.dataset import Interactions, holdout, index_ratings, split
+from correct_smooth.encoders import MLPHeadArrays, SageEncoder, with_neighbours
 from correct_smooth.features import MovieFeatures
-from correct_smooth.graph import GraphConfig, cosine_knn, film_graph, normalise
+from correct_smooth.graph import GraphConfig, cosine_knn, item_graph, normalise
 from correct_smooth.model import (
+    ENCODERS,
     Embeddings,
-    HeadArrays,
     ItemEncoder,
     ItemUserModel,
     ModelConfig,
     average,
     embed_items,
     embeddings,
-    with_neighbours,
 )
 from correct_smooth.recommender import CorrectSmoothRecommender
-from correct_smooth.train import SCHEDULES, TrainConfig, batches, learning_rate, parameter_groups, train
+from correct_smooth.synthetic import synthetic_data
+from correct_smooth.train import USER_TABLES, TrainConfig, make_optimizer, train
 
 SMALL = ModelConfig(emb_dim=6, hidden_dim=10, head_dim=5)
 OPTIONS = {
@@ -66,7 +70,92 @@ def as_embeddings(rng, n_items, n_users, k=3, d=4, head=True):
         for o in ((n_items, k), n_items, (n_users, k), n_users)
     )
     P, Q, w = (rng.normal(scale=0.5, size=o).astype(np.float32) for o in ((n_items, d), (n_users, d), d))
-    return Embeddings(H, c, U, b, HeadArrays(P, Q, w) if head else None)
+    return Embeddings(H, c, U, b, MLPHeadArrays(P, Q, w) if head else None)
+
+
+# --- what plugs in
+
+
+def test_random_start_is_what_it_was():
+    "Weights from a seed, as the package had them before encoders and heads were classes that plug in."
+    torch.manual_seed(7)
+    config = ModelConfig(3, 4, encoder="sage", head="mlp", head_dim=2, id_embedding=True)
+    model = ItemUserModel(9, 5, 4, config)
+    expected = {
+        "encoder.bias": [0.0, 0.0, 0.0],
+        "encoder.first.weight": [0.098724, -0.0059425, -0.0790153],
+        "encoder.last.weight": [0.0196588, 0.3080113, -0.2496266],
+        "encoder.last.bias": [0.0706339, -0.1468995, 0.2304787],
+        "encoder.own.weight": [0.008885, -0.0148668, -0.0088983],
+        "user.weight": [-0.0312876, 0.0386905, 0.0383115],
+        "user_bias.weight": [-0.1130243, -0.0877844, -0.1649165],
+        "head.item.weight": [0.2823822, -0.0984591, 0.4772835],
+        "head.item.bias": [-0.3870288, -0.4449664],
+        "head.user.weight": [-0.117694, 0.46662, -0.2876151],
+        "head.out.weight": [0.1705498, -0.0446966],
+    }
+    assert list(model.state_dict()) == list(expected)
+    for name, table in model.state_dict().items():
+        assert_allclose(table.flatten()[:3], expected[name], atol=1e-6, err_msg=name)
+    assert torch.rand(1).item() == pytest.approx(0.3571, abs=1e-4)  # and what is drawn next
+
+
+@pytest.mark.parametrize("n_users", [1, 7, 1003])
+def test_user_tables_are_drawn_after_two_that_nobody_uses(n_users):
+    "As `nn.Embedding`, filled anew, would draw them."
+    torch.manual_seed(0)
+    ItemEncoder(9, 4, SMALL)
+    for d in (SMALL.emb_dim, 1):
+        torch.nn.Embedding(n_users, d)
+    expected = [torch.empty(n_users, d).normal_(std=SMALL.init_std) for d in (SMALL.emb_dim, 1)]
+    torch.manual_seed(0)
+    model = ItemUserModel(9, n_users, 4, SMALL)
+    assert torch.equal(model.user.weight, expected[0]) and torch.equal(model.user_bias.weight, expected[1])
+
+
+def test_the_model_alone_knows_the_plain_forms():
+    "Neither encoders nor pictures are imported with it; the error says what would bring in the others."
+    code = """
+import sys
+from correct_smooth.checks import InputError
+from correct_smooth.model import ENCODERS, HEADS, ModelConfig
+assert not {"correct_smooth.encoders", "matplotlib.pyplot"} & set(sys.modules)
+assert (list(ENCODERS), list(HEADS)) == (["mlp"], ["dot"])
+for setting in ({"encoder": "sage"}, {"head": "mlp"}):
+    try:
+        ModelConfig(**setting)
+    except InputError as error:
+        assert "import the module that registers another one first" in str(error)
+    else:
+        raise AssertionError(setting)
+import correct_smooth.encoders
+assert ModelConfig(encoder="sage", head="mlp").uses_graph
+assert (list(ENCODERS), list(HEADS)) == (["mlp", "sage"], ["dot", "mlp"])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TwoLayers(ItemEncoder):
+    "Somebody's own encoder."
+
+    def __init__(self, n_features, n_items, config):
+        super().__init__(n_features, n_items, config)
+        self.second = torch.nn.Linear(config.hidden_dim, config.hidden_dim)
+
+    def hidden(self, bag, neighbours):
+        return torch.relu(self.second(super().hidden(bag, neighbours)))
+
+
+def test_an_encoder_of_ones_own_is_trained_saved_and_loaded(world, tmp_path, monkeypatch):
+    "By its name, and no graph is asked for."
+    monkeypatch.setitem(ENCODERS, "two layers", TwoLayers)
+    config = replace(SMALL, encoder="two layers")
+    quick = {"graph": GraphConfig(k=5), "model": config, "training": TrainConfig(epochs=2)}
+    r = CorrectSmoothRecommender(**quick, ensemble=1, progress=False).fit(world)
+    r.save(tmp_path / "model")
+    back = CorrectSmoothRecommender.load(tmp_path / "model")
+    assert isinstance(back.models_[0].encoder, TwoLayers)
+    pd.testing.assert_frame_equal(back.recommend(), r.recommend(), check_exact=True)
 
 
 # --- neighbours
@@ -74,26 +163,26 @@ def as_embeddings(rng, n_items, n_users, k=3, d=4, head=True):
 
 @tried(20, 300)
 @given(st.integers(1, 15), st.integers(0, 10_000), st.sampled_from([0, 0.1, 0.5, 1]))
-def test_neighbours_stand_behind_the_films(n, seed, density):
-    "Films come first and in order, then every neighbour once; weights are those of the graph."
+def test_neighbours_stand_behind_the_movies(n, seed, density):
+    "Movies come first and in order, then every neighbour once; weights are those of the graph."
     rng = np.random.default_rng(seed)
     S = sparse.csr_matrix(rng.random((n, n)) * (rng.random((n, n)) < density))
     item = rng.permutation(n)[: rng.integers(1, n + 1)]
-    films, near = with_neighbours(item, S)
-    assert_array_equal(films[: len(item)], item)
-    assert len(np.unique(films)) == len(films)
+    movies, weights = with_neighbours(item, S)
+    assert_array_equal(movies[: len(item)], item)
+    assert len(np.unique(movies)) == len(movies)
     whole = np.zeros((len(item), n))
-    whole[:, films] = near.toarray()
+    whole[:, movies] = weights.toarray()
     assert_array_equal(whole, S.toarray()[item])
-    assert set(films) == set(item) | set(S[item].indices)
+    assert set(movies) == set(item) | set(S[item].indices)
 
 
 @pytest.mark.parametrize("item_bias", [True, False])
 def test_sage_equals_dense(made, item_bias):
-    "The encoder over neighbours, against dense matrices, film by film and sliced."
+    "The encoder over neighbours, against dense matrices, movie by movie and sliced."
     X, _, S = made
     torch.manual_seed(0)
-    encoder = ItemEncoder(X.shape[1], X.shape[0], replace(OPTIONS["sage"], item_bias=item_bias)).eval()
+    encoder = SageEncoder(X.shape[1], X.shape[0], replace(OPTIONS["sage"], item_bias=item_bias)).eval()
     p = weights(encoder)
     hidden = np.maximum(X.toarray() @ p["first.weight"] + p["bias"], 0)
     out = np.hstack([hidden, S.toarray() @ hidden]) @ p["last.weight"].T + p["last.bias"]
@@ -107,10 +196,10 @@ def test_sage_gradient_equals_dense(made):
     "Gradients of all weights, against dense PyTorch."
     X, _, S = made
     torch.manual_seed(0)
-    encoder = ItemEncoder(X.shape[1], X.shape[0], OPTIONS["sage"]).eval()
+    encoder = SageEncoder(X.shape[1], X.shape[0], OPTIONS["sage"]).eval()
     item = np.array([5, 0, 17])
-    bag, near = encoder.bags(X, item, S)
-    h, c = encoder(bag, near=near)
+    bag, neighbours = encoder.bags(X, item, S)
+    h, c = encoder(bag, neighbours=neighbours)
     (h.square().sum() + c.sum()).backward()
     found = [o.grad.clone() for o in encoder.parameters()]
     encoder.zero_grad()
@@ -128,7 +217,7 @@ def test_sage_equals_torch_geometric(made):
     X, _, S = made
     S = normalise(sparse.csr_matrix((np.ones(S.nnz), S.indices, S.indptr), S.shape))
     torch.manual_seed(0)
-    encoder = ItemEncoder(X.shape[1], X.shape[0], OPTIONS["sage"]).eval()
+    encoder = SageEncoder(X.shape[1], X.shape[0], OPTIONS["sage"]).eval()
     conv = SAGEConv(10, 7, aggr="mean")
     with torch.no_grad():
         conv.lin_r.weight.copy_(encoder.last.weight[:, :10])
@@ -136,7 +225,7 @@ def test_sage_equals_torch_geometric(made):
         conv.lin_l.bias.copy_(encoder.last.bias)
         dense = torch.tensor(X.toarray(), dtype=torch.float32)
         hidden = torch.relu(dense @ encoder.first.weight + encoder.bias)
-        target, source = S.nonzero()  # messages go from neighbour to film
+        target, source = S.nonzero()  # messages go from neighbour to movie
         edges = torch.from_numpy(np.stack([source, target])).long()
         expected = conv(hidden, edges).numpy()
     H, c = embed_items(encoder, X, S=S)
@@ -144,8 +233,8 @@ def test_sage_equals_torch_geometric(made):
 
 
 @EACH_OPTION
-def test_order_of_films_does_not_matter(made, config):
-    "Films and graph shuffled: the same scores, shuffled."
+def test_order_of_movies_does_not_matter(made, config):
+    "Movies and graph shuffled: the same scores, shuffled."
     X, pairs, S = made
     order = np.random.default_rng(0).permutation(X.shape[0])
     torch.manual_seed(0)
@@ -158,8 +247,8 @@ def test_order_of_films_does_not_matter(made, config):
     assert_allclose(shuffled, plain[order], atol=1e-6)
 
 
-def test_sage_trained_on_shuffled_films(made):
-    "Trained on shuffled films, it gives the same model to rounding: batches differ only in their order."
+def test_sage_trained_on_shuffled_movies(made):
+    "Trained on shuffled movies, it gives the same model to rounding: batches differ only in their order."
     X, pairs, S = made
     order = np.random.default_rng(0).permutation(X.shape[0])
     config = replace(OPTIONS["sage"], dropout=0.0)
@@ -179,7 +268,7 @@ def test_sage_without_a_graph_is_refused(made):
         lambda: train(X, pairs, None, OPTIONS["sage"], TrainConfig(epochs=1), progress=False),
         lambda: embeddings(ItemUserModel(X.shape[1], 60, X.shape[0], OPTIONS["sage"]), X),
     ):
-        with pytest.raises(InputError, match="the encoder is sage and needs the film graph"):
+        with pytest.raises(InputError, match="the encoder is sage and needs the movie graph"):
             call()
 
 
@@ -193,10 +282,10 @@ def test_arrays_equal_the_model(made, config):
     torch.manual_seed(0)
     model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], config).eval()
     item, which = np.unique(pairs.item, return_inverse=True)
-    bag, near = model.encoder.bags(X, item, S)
+    bag, neighbours = model.encoder.bags(X, item, S)
     tensors = (torch.from_numpy(o.astype(np.int64)) for o in (item, which, pairs.user))
     with torch.no_grad():
-        expected = torch.sigmoid(model(bag, *tensors, near)).numpy()
+        expected = torch.sigmoid(model(bag, *tensors, neighbours)).numpy()
     arrays = embeddings(model, X, S)
     assert_allclose(arrays.pairs(pairs.user, pairs.item), expected, atol=1e-5)
     whole = arrays.block(np.arange(len(pairs.users)))
@@ -205,7 +294,7 @@ def test_arrays_equal_the_model(made, config):
 
 
 def test_head_equals_loops():
-    "Logits with a head, film by film and user by user, whatever memory is allowed."
+    "Logits with a head, movie by movie and user by user, whatever memory is allowed."
     e = as_embeddings(np.random.default_rng(0), 9, 4)
     users, h = np.array([3, 0, 3]), e.head
     for megabytes in (1e-9, 1e-4, 16):
@@ -246,89 +335,31 @@ def test_average_is_the_mean_of_logits(M):
 # --- training
 
 
-def test_rates_follow_the_formula():
-    s = np.linspace(0, 1, 11)
-    found = {
-        o: [learning_rate(TrainConfig(epochs=20, schedule=o, learning_rate=0.1), 20 * x) for x in s]
-        for o in SCHEDULES
-    }
-    assert_allclose(found["constant"], 0.1)
-    assert_allclose(found["linear"], 0.1 * (1 - s))
-    assert_allclose(found["cosine"], 0.05 * (1 + np.cos(np.pi * s)))
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("stop", [None, 3])
-def test_every_step_has_its_rate(made, monkeypatch, schedule, stop):
-    "The rates that Adam was called with, over all of `epochs` or stopped before."
-    X, pairs, _ = made
-    config, seen = TrainConfig(epochs=5, batch_size=400, schedule=schedule), []
-    step = torch.optim.Adam.step
-
-    def watched(self, *args, **kw):
-        seen.append([o["lr"] for o in self.param_groups])
-        return step(self, *args, **kw)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    train(X, pairs, None, SMALL, config, progress=False, stop=stop)
-    sizes = [len(o.rows) for o in batches(pairs.item, 400)]
-    before = np.cumsum([0, *sizes[:-1]]) / len(pairs)
-    done = np.concatenate([e + before for e in range(stop or 5)])
-    assert_allclose([o[0] for o in seen], [learning_rate(config, o) for o in done])
-    assert all(len(set(o)) == 1 for o in seen)
-
-
-def test_refit_follows_the_rates_of_the_watched_run(world, monkeypatch):
-    "Epoch by epoch the final run starts from the rates of the watched one, with more ratings than it had."
-    rates, step = [], torch.optim.Adam.step
-
-    def watched(self, *args, **kw):
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args, **kw)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    config = TrainConfig(epochs=12, schedule="cosine", learning_rate=0.02, patience=2, batch_size=10_000)
-    r = CorrectSmoothRecommender(
-        graph=GraphConfig(k=5), model=SMALL, training=config, ensemble=1, progress=False
-    )
-    r.fit(world)
-    assert r.epochs_ < len(r.history_) <= 12  # it was stopped by validation
-    assert_array_equal(rates[len(r.history_) :], rates[: r.epochs_])
-
-
-def test_each_group_decays_at_its_own_rate(made):
-    "Without gradients nothing but the decay moves a weight, and none where it is 0."
+def test_every_weight_decays(made):
+    "Without gradients nothing but the decay moves a weight, shared or a user's, and none where it is 0."
     X, pairs, _ = made
     model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], OPTIONS["all"])
-    for shared, users in ((0.0, 0.5), (0.5, 0.0), (0.0, 0.0)):
-        config = TrainConfig(weight_decay=shared, user_weight_decay=users)
-        optimizer = torch.optim.Adam(parameter_groups(model, config, 1), 0.01)
+    for decay in (0.5, 0.0):
+        optimizer = make_optimizer(model, TrainConfig(weight_decay=decay, learning_rate=0.01), 1)
         before = {k: o.clone() for k, o in model.state_dict().items()}
         for o in model.parameters():
             o.grad = torch.zeros_like(o)
         optimizer.step()
         for name, o in model.state_dict().items():
-            decay = users if name in ("user.weight", "user_bias.weight") else shared
             assert torch.equal(o, before[name]) == (decay == 0 or not before[name].any()), name
-
-
-def test_no_decay_of_its_own_is_the_same_decay(made):
-    X, pairs, _ = made
-    same = [TrainConfig(epochs=2), TrainConfig(epochs=2, user_weight_decay=TrainConfig().weight_decay)]
-    one, two = (weights(train(X, pairs, None, SMALL, o, progress=False).model) for o in same)
-    for name in one:
-        assert_array_equal(one[name], two[name])
+    shared, users = (group["params"] for group in optimizer.param_groups)
+    assert {id(o) for o in users} == {id(dict(model.named_parameters())[name]) for name in USER_TABLES}
+    assert len(shared) + len(users) == len(list(model.parameters()))
 
 
 @EACH_OPTION
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_one_seed_one_model(made, config, schedule):
+def test_one_seed_one_model(made, config):
     "Bit for bit, with several threads at work."
     X, pairs, S = made
     many = Interactions(  # enough for threads to share out
         *(np.tile(o, 40) for o in (pairs.user, pairs.item, pairs.rating, pairs.y)), pairs.users, pairs.items
     )
-    short = TrainConfig(epochs=1, batch_size=20_000, schedule=schedule, user_weight_decay=1e-3)
+    short = TrainConfig(epochs=1, batch_size=20_000)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
@@ -391,7 +422,7 @@ def test_watched_run_has_no_graph_of_what_it_is_watched_by(world, monkeypatch):
     X = r.features_.transform(world.movies)
     inner, _ = split(world, holdout(world.ratings, r.validation, r.seed))
     for S, part in zip(graphs, (inner, world), strict=True):
-        expected = normalise(film_graph(X, r.features_.blocks_, index_ratings(part), r.graph))
+        expected = normalise(item_graph(X, r.features_.blocks_, index_ratings(part), r.graph))
         assert (S != expected).nnz == 0
     assert (graphs[0] != graphs[1]).nnz
 
@@ -408,9 +439,9 @@ def test_wrong_ensembles_are_refused(world, value):
         (ModelConfig, {"encoder": "gcn"}),
         (ModelConfig, {"head": None}),
         (ModelConfig, {"head_dim": 0}),
-        (TrainConfig, {"schedule": "step"}),
-        (TrainConfig, {"user_weight_decay": -1e-4}),
-        (TrainConfig, {"user_weight_decay": float("nan")}),
+        (TrainConfig, {"target": "stars"}),
+        (TrainConfig, {"weight_decay": -1e-4}),
+        (TrainConfig, {"weight_decay": float("nan")}),
     ],
 )
 def test_wrong_settings_are_refused(kind, wrong):

@@ -1,4 +1,4 @@
-"""People, films and ratings that come after training: what is learned of them, and what they leave alone."""
+"""People, movies and ratings that come after training: what is learned of them, and what they leave alone."""
 
 from dataclasses import replace
 
@@ -15,13 +15,18 @@ from scipy import sparse
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
+from correct_smooth.checkpoint import Checkpoint
+from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth
-from correct_smooth.data import InputError, add_ratings, index_ratings, movie_data, synthetic_data
+from correct_smooth.data import movie_data
+from correct_smooth.dataset import index_ratings
+from correct_smooth.diffusion import Diffusion
 from correct_smooth.features import MovieFeatures
 from correct_smooth.graph import GraphConfig
 from correct_smooth.model import ModelConfig
-from correct_smooth.new_users import fit_users
+from correct_smooth.newcomers import add_ratings, fit_users
 from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig, train
 from correct_smooth.tuning import Grid
 
@@ -115,21 +120,20 @@ def test_labels_are_as_if_they_had_always_been_there(world, target, thresholds):
     from dataclasses import replace
 
     from correct_smooth.correct_smooth import label_matrix
-    from correct_smooth.data import with_standard
     from correct_smooth.train import targets
 
-    data = with_standard(world, world.ratings, world.ratings)
-    if thresholds:
-        data = replace(data, thresholds=data.thresholds - 0.5)  # somebody's own, which stay
+    data = world
+    if thresholds:  # somebody's own, which stay
+        data = replace(world, thresholds=index_ratings(world).thresholds - 0.5)
     quick = {**QUICK, "training": TrainConfig(epochs=1, target=target)}
     r = CorrectSmoothRecommender(**quick, ensemble=1).fit(data)
     rng = np.random.default_rng(0)
     new = pd.concat([new_ratings(rng, o, 20) for o in (3, 100, 7, 101)])
     r.fold_in(new)
-    whole = add_ratings(data, new)
-    pairs = index_ratings(whole, r.users_)
+    pairs = add_ratings(index_ratings(data), new)
+    assert pairs.users.equals(r.users_)
     expected = label_matrix(pairs.user, pairs.item, targets(pairs, target), r.scorer_.labels.shape)
-    assert (r.scorer_.labels != expected).nnz == 0 and r.scorer_.labels.nnz == len(whole.ratings)
+    assert (r.scorer_.labels != expected).nnz == 0 and r.scorer_.labels.nnz == len(pairs)
     assert r.users_[-2:].tolist() == [100, 101]
 
 
@@ -147,14 +151,14 @@ def test_a_twin_is_recognised(world):
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "sage"])
-def test_new_films_are_embedded_as_the_same_films_would_be(world, encoder):
-    "A film added with another's content has that film's base scores."
+def test_new_movies_are_embedded_as_the_same_movies_would_be(world, encoder):
+    "A movie added with another's content has that movie's base scores."
     config = ModelConfig(encoder=encoder, id_embedding=encoder == "mlp", id_dropout=0.5)
     r = CorrectSmoothRecommender(**QUICK, model=config, ensemble=1).fit(world)
-    for model in r.models_:  # so that films' own vectors cannot hide a difference
+    for model in r.models_:  # so that movies' own vectors cannot hide a difference
         if config.id_embedding:
             torch.nn.init.zeros_(model.encoder.own.weight)
-    r._keep(r.data_, r.features_, r.X_, r.A_, r.models_, r.users_)  # scores of the changed weights
+    r._keep(r.state_, r.X_)  # scores of the changed weights
     twin = world.movies[3:4].rename(index={3: 1003})
     before = r.recommend(n=80, exclude_seen=False)
     r.add_movies(twin)
@@ -163,7 +167,7 @@ def test_new_films_are_embedded_as_the_same_films_would_be(world, encoder):
         both = [r.predict(r.users_, [o] * 60)["base"] for o in (3, 1003)]
         assert_allclose(*both, atol=1e-5)
     old = r.recommend(n=80, exclude_seen=False, items=r.items_[:-1])
-    if encoder == "mlp":  # with sage an old film may have a new neighbour
+    if encoder == "mlp":  # with sage an old movie may have a new neighbour
         key = ["user_id", "item_id"]
         assert_allclose(before.sort_values(key)["base"], old.sort_values(key)["base"], atol=1e-5)
     near = r.similar_items(1003, n=1)
@@ -172,7 +176,7 @@ def test_new_films_are_embedded_as_the_same_films_would_be(world, encoder):
     assert 1003 not in set(r.recommend([5], n=81)["item_id"])
 
 
-def test_films_and_people_that_cannot_be_taken_in(fitted, world):
+def test_movies_and_people_that_cannot_be_taken_in(fitted, world):
     "Each error names the value, and nothing has changed after it."
     r = again(fitted)
     before = r.recommend(n=5)
@@ -188,7 +192,7 @@ def test_films_and_people_that_cannot_be_taken_in(fitted, world):
             r.fold_in(wrong)
         with pytest.raises(InputError, match=message):
             r.partial_fit(wrong)
-    with pytest.raises(InputError, match="film 3 is known already"):
+    with pytest.raises(InputError, match="movie 3 is known already"):
         r.add_movies(world.movies[3:5])
     with pytest.raises(InputError, match="epochs must be"):
         r.partial_fit(epochs=0)
@@ -201,11 +205,11 @@ KINDS = [np.int64, np.uint64, np.int8, np.float64, "Int64", str, "category"]
 
 @pytest.mark.parametrize("known", KINDS)
 def test_ids_of_any_type_are_found_again(world, known):
-    "Whatever ids were trained with, and whatever they are asked for as: the same people, the same films."
+    "Whatever ids were trained with, and whatever they are asked for as: the same people, the same movies."
     text = known is str
     r = world.ratings.astype({"user_id": known, "item_id": known})
-    films = world.movies.set_axis(world.movies.index.astype(known), axis=0).rename_axis("item_id")
-    r = CorrectSmoothRecommender(**QUICK, ensemble=1).fit(movie_data(films, r))
+    movies = world.movies.set_axis(world.movies.index.astype(known), axis=0).rename_axis("item_id")
+    r = CorrectSmoothRecommender(**QUICK, ensemble=1).fit(movie_data(movies, r))
     assert r.users_.tolist() == (sorted(map(str, range(60))) if text else list(range(60)))
     users, items = np.arange(5), np.arange(20, 25)
     wanted, before = r.predict(users, items), r.explain(3, 7)
@@ -250,36 +254,36 @@ def test_edges_in_any_form_give_one_model(world, tmp_path):
 @pytest.mark.parametrize("n_items", [1, 2, 3, 10])
 @pytest.mark.parametrize("n_users", [1, 6])
 @pytest.mark.parametrize("encoder", ["mlp", "sage"])
-def test_catalogues_of_a_few_films(n_items, n_users, encoder):
+def test_catalogues_of_a_few_movies(n_items, n_users, encoder):
     "With the defaults: fewer neighbours than asked for, which is noted, and lists as long as can be."
-    films = pd.DataFrame({"item_id": range(n_items), "genres": "Drama"})
+    movies = pd.DataFrame({"item_id": range(n_items), "genres": "Drama"})
     pairs = [(u, i, (u * i + u) % 5 + 1) for u in range(n_users) for i in range(n_items) if (u + i) % 3]
     table = pd.DataFrame([*pairs, (0, 0, 3)], columns=["user_id", "item_id", "rating"])
     r = CorrectSmoothRecommender(progress=False, ensemble=1).set_params(
         training__epochs=2, model__encoder=encoder, features__min_count=1
     )
-    r.fit(movie_data(films, table))
-    noted = f"note: neighbours of each film fewer than asked for, there being {n_items} films"
+    r.fit(movie_data(movies, table))
+    noted = f"note: neighbours of each movie fewer than asked for, there being {n_items} movies"
     assert r.dropped_ == {noted: 21 - n_items}
     top = r.recommend([0], n=20)
     assert len(top) == n_items - table["item_id"][table["user_id"] == 0].nunique()
     assert np.isfinite(r.predict([0] * n_items, range(n_items))[["base", "refined"]]).all(axis=None)
 
 
-def test_terms_that_no_films_share(world):
+def test_terms_that_no_movies_share(world):
     "Blocks that are left empty by it are named; where nothing is left the error says what to change."
     r = CorrectSmoothRecommender(**QUICK, ensemble=1, features=MovieFeatures(min_count=1000)).fit(world)
     assert list(r.dropped_) == [
-        "note: blocks of features with no word or name that 1000 films share (overview, genres, era)"
+        "note: blocks of features with no word or name that 1000 movies share (overview, genres, era)"
     ]
     bare = replace(world, movies=world.movies[["genres"]])
-    with pytest.raises(InputError, match="shared by 1000 films .min_count., so genres leave nothing"):
+    with pytest.raises(InputError, match="shared by 1000 movies .min_count., so genres leave nothing"):
         r.fit(bare)
 
 
 def test_a_head_that_is_not_convex_is_refused(world):
     r = CorrectSmoothRecommender(**QUICK, model=ModelConfig(head="mlp"), ensemble=1).fit(world)
-    with pytest.raises(InputError, match="needs 'dot'"):
+    with pytest.raises(InputError, match="needs head 'dot'"):
         r.fold_in(ratings(100, [1], [5]))
 
 
@@ -319,14 +323,15 @@ def test_a_failed_round_changes_nothing(fitted, monkeypatch):
         CorrectAndSmooth(),
         CorrectAndSmooth(half_trust=0, alpha=50),  # far beyond the bounds
         CorrectAndSmooth(T=3, beta=0.4),
-        CorrectAndSmooth("own", alpha=0.8, half_trust=0, T=2, normalisation="symmetric"),
-        CorrectAndSmooth("diffusion", steps=4, alpha=1),
-        CorrectAndSmooth("diffusion", steps=0, T=1, spread_normalisation="row"),
+        CorrectAndSmooth("own", alpha=0.8, half_trust=0, T=2),
+        Diffusion(steps=2, T=2, normalisation="symmetric"),
+        Diffusion(steps=4, alpha=1),
+        Diffusion(steps=0, T=1, spread_normalisation="row"),
     ],
     ids=str,
 )
 def test_explanations_add_up(fitted, config):
-    "For every film (other rules: every fourth), rated or not, known and new users, whatever the rule."
+    "For every movie (other rules: every fourth), rated or not, known and new users, whatever the rule."
     every = 1 if config == CorrectAndSmooth() else 4
     r = fitted.with_refinement(config).fold_in(new_ratings(np.random.default_rng(2), 100, 12))
     for user in (0, 100):
@@ -349,7 +354,7 @@ def test_explaining_a_stranger(fitted):
         fitted.explain(0, "x")
 
 
-def test_blocked_films_are_not_recommended(fitted):
+def test_blocked_movies_are_not_recommended(fitted):
     "Whatever else is allowed, and for everybody."
     some = fitted.items_[:10]
     top = fitted.recommend(n=80, block_items=some)
@@ -359,8 +364,8 @@ def test_blocked_films_are_not_recommended(fitted):
         fitted.recommend(block_items=[999])
 
 
-def test_similar_films(fitted):
-    "By graph the largest weights, by embedding the largest cosines; never the film itself."
+def test_similar_movies(fitted):
+    "By graph the largest weights, by embedding the largest cosines; never the movie itself."
     H = fitted.scorer_.model.H
     unit = H / np.linalg.norm(H, axis=1, keepdims=True)
     for i, item in enumerate(fitted.items_[:20]):
@@ -374,7 +379,7 @@ def test_similar_films(fitted):
 
 def test_a_fit_that_was_stopped_goes_on(world, tmp_path, monkeypatch):
     "Interrupted in each of its trainings in turn, it ends with the weights of an undisturbed one."
-    monkeypatch.setattr("correct_smooth.train.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("correct_smooth.checkpoint.CHECKPOINT_SECONDS", 0)
     whole = CorrectSmoothRecommender(**QUICK, ensemble=2).fit(world)
     calls = iter(range(10**6))
     from correct_smooth import train as module
@@ -390,7 +395,7 @@ def test_a_fit_that_was_stopped_goes_on(world, tmp_path, monkeypatch):
     r, stops = CorrectSmoothRecommender(**QUICK, ensemble=2), 0
     while True:
         try:
-            r.fit(world, checkpoint=tmp_path / "c")
+            r.fit(world, callbacks=[Checkpoint(tmp_path / "c")])
             break
         except KeyboardInterrupt:
             stops += 1

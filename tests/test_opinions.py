@@ -11,21 +11,14 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from correct_smooth import CorrectSmoothRecommender, GraphConfig, InputError, ModelConfig, TrainConfig
-from correct_smooth.data import (
-    add_ratings,
-    holdout,
-    index_ratings,
-    movie_data,
-    split,
-    synthetic_data,
-    user_thresholds,
-    without_opinion,
-    write_tables,
-)
+from correct_smooth.data import movie_data, without_opinion
+from correct_smooth.dataset import holdout, index_ratings, split, user_thresholds
+from correct_smooth.experiment import run
 from correct_smooth.graph import corating_knn
-from correct_smooth.ranks import load_share, partition
-from correct_smooth.recommender import run
-from correct_smooth.train import margin_targets
+from correct_smooth.newcomers import add_ratings
+from correct_smooth.partition import load_shard, partition
+from correct_smooth.sources import write_tables
+from correct_smooth.synthetic import synthetic_data
 
 QUICK = {
     "graph": GraphConfig(k=5, corating_k=20),
@@ -57,12 +50,12 @@ def test_units_change_no_label(world, seed, factor, more):
     (a, b), (c, d) = (split(o, hidden) for o in (world, in_units(world, factor, more)))
     one, other = index_ratings(a), index_ratings(c)
     assert_array_equal(one.y, other.y)
-    assert_array_equal(index_ratings(b, one.users).y, index_ratings(d, one.users).y)
+    assert_array_equal(b.y, d.y)
     # ratings are stored to 2**-24 of their size, as are their means and spreads; the density is below 0.4
     size = np.abs(other.rating).max() / (factor * min(o for o in _spreads(one)))
-    assert_allclose(margin_targets(other), margin_targets(one), rtol=0, atol=4 * 2.0**-24 * (size + 20))
+    assert_allclose(other.margins, one.margins, rtol=0, atol=4 * 2.0**-24 * (size + 20))
     C, K = (corating_knn(o, 79, n_threads=1).toarray() for o in (one, other))
-    raters = np.bincount(one.item).max()  # terms of a sum; each film's length is 1 at most
+    raters = np.bincount(one.item).max()  # terms of a sum; each movie's length is 1 at most
     assert_allclose(K, C, rtol=0, atol=raters * 4 * 2.0**-24 * (size + 1))
 
 
@@ -92,7 +85,7 @@ def test_thumbs_are_a_scale_like_any_other(world):
         found.append(index_ratings(data))
     for o in found[1:]:
         assert_array_equal(o.y, found[0].y)
-        assert_allclose(margin_targets(o), margin_targets(found[0]), rtol=0, atol=2.0**-22)
+        assert_allclose(o.margins, found[0].margins, rtol=0, atol=2.0**-22)
 
 
 @pytest.mark.parametrize("target", ["margin", "label"])
@@ -105,12 +98,12 @@ def test_a_fan_and_a_hater_get_different_lists(world, target, near):
     stars = {"fan": [5.0] * 6, "hater": [1.0] * 6}
     if near and target == "label":
         pytest.skip("labels follow the plain mean wherever ratings differ")
-    films = world.movies.index[:6]
+    movies = world.movies.index[:6]
     for name, given_ in stars.items():
         given_[0] -= 0.5 * near
-        rows = pd.DataFrame({"user_id": len(name) + 1_000, "item_id": films, "rating": given_})
+        rows = pd.DataFrame({"user_id": len(name) + 1_000, "item_id": movies, "rating": given_})
         model = model.fold_in(rows)
-    fan, hater = (model.predict([len(o) + 1_000] * 6, films) for o in stars)
+    fan, hater = (model.predict([len(o) + 1_000] * 6, movies) for o in stars)
     assert (fan["refined"][1:] > hater["refined"][1:]).all()
     tops = [model.recommend([len(o) + 1_000], n=10)["item_id"].tolist() for o in stars]
     assert tops[0] != tops[1]
@@ -134,14 +127,14 @@ def test_a_line_of_ones_own_stays(world, how, tmp_path):
     r = CorrectSmoothRecommender(**QUICK, liked=4 if how == "liked of recommender" else None)
     seen = []
 
-    def spy(self, X, data, A, graph, checkpoint):
+    def spy(self, X, data, A, graph, callbacks):
         kept, held = split(data, holdout(data.ratings, 0.1))
         seen.extend([kept, held])
-        return train_it(self, X, data, A, graph, checkpoint)
+        return train_it(self, X, data, A, graph, callbacks)
 
-    train_it = CorrectSmoothRecommender._train
+    train_it = CorrectSmoothRecommender._train_all
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(CorrectSmoothRecommender, "_train", spy)
+        m.setattr(CorrectSmoothRecommender, "_train_all", spy)
         r.fit(train_part)
     newcomer = pd.DataFrame({"user_id": 1_000, "item_id": world.movies.index[:4], "rating": [5.0, 4, 3, 4.5]})
     r.fold_in(newcomer).partial_fit()
@@ -156,15 +149,15 @@ def test_a_line_of_ones_own_stays(world, how, tmp_path):
 
 
 def test_a_line_of_ones_own_is_what_margins_are_measured_from(world):
-    "Half a step below: a target above 1/2 is a film that is liked."
+    "Half a step below: a target above 1/2 is a movie that is liked."
     for data in (replace(world, thresholds=given_lines(world)), replace(world, liked=3.5)):
         pairs = index_ratings(data)
-        assert_array_equal(margin_targets(pairs) > 0.5, pairs.y == 1)
+        assert_array_equal(pairs.margins > 0.5, pairs.y == 1)
 
 
 @pytest.mark.parametrize("value, share", [(-1, 0.05), (-1, 0.7), (0, 0.5)])
 def test_seen_but_not_rated_flips_no_label(world, value, share):
-    "Ratings of -1, or many of 0, are as if they were not there, but the films are known to be seen."
+    "Ratings of -1, or many of 0, are as if they were not there, but the movies are known to be seen."
     rng = np.random.default_rng(0)
     silent = rng.random(len(world.ratings)) < share
     stars = np.clip(world.ratings["rating"] * 2, 1, 10).round()
@@ -199,7 +192,7 @@ def test_whoever_runs_it_says_what_is_no_opinion(world, tmp_path, parted, no_opi
     folder = tmp_path / "parted" if parted else tmp_path
     if parted:
         partition(tmp_path, folder, progress=False)
-    data, _ = load_share(folder, no_opinion)
+    data, _ = load_shard(folder, no_opinion)
     assert len(data.ratings) == (rows["rating"] != silent).sum()
     assert len(data.ratings) + (0 if data.seen is None else len(data.seen)) == len(rows)
 
@@ -210,14 +203,14 @@ def test_the_flag_for_no_opinion_reaches_the_data(world, flag, value, tmp_path):
     stars = world.ratings["rating"].round().where(world.ratings["item_id"] % 2 > 0, 0)
     rows = world.ratings.assign(rating=stars)
     write_tables(replace(world, ratings=rows), tmp_path / "tables")
-    data, _ = load_share(tmp_path / "tables", flag)
+    data, _ = load_shard(tmp_path / "tables", flag)
     assert data.no_opinion == value and len(data.ratings) == (stars != value).sum()
     nothing = without_opinion(replace(world, ratings=rows.assign(rating=2.0)), 2)
     assert list(nothing.dropped) == ["ratings of 2, 'seen, not rated' beside no others (see no_opinion)"]
 
 
 def test_a_newcomer_may_have_no_opinion_too(world):
-    "A rating of -1 that comes later is a film seen, as it was in training."
+    "A rating of -1 that comes later is a movie seen, as it was in training."
     rows = world.ratings.assign(rating=world.ratings["rating"].where(world.ratings["item_id"] % 7 > 0, -1))
     r = CorrectSmoothRecommender(**QUICK).fit(movie_data(world.movies, rows))
     mine = pd.DataFrame({"user_id": 1_000, "item_id": [1, 2, 3, 4], "rating": [5, -1, 2, 4]})
@@ -248,7 +241,7 @@ def test_views_are_no_ratings(world, tmp_path):
 
 
 def test_lists_for_use_hold_nothing_that_was_rated(world, tmp_path):
-    "Held-out films are known to the lists, to the saved model and to the page, and to nothing that learns."
+    "Held-out movies are known to the lists, to the saved model and to the page, and to nothing that learns."
     write_tables(world, tmp_path / "world")
     told = run(tmp_path / "world", tmp_path / "out", recommender=CorrectSmoothRecommender(**QUICK))
     known = world.ratings[["user_id", "item_id"]]
@@ -264,8 +257,8 @@ def test_lists_for_use_hold_nothing_that_was_rated(world, tmp_path):
 
 def test_what_may_be_said_of_liking():
     "A number or `mean`; anything else is named."
-    table = pd.DataFrame({"user_id": [1, 1], "rating": np.float32([1, 4])})
-    assert user_thresholds(table, 4)[1] == 4 and user_thresholds(table)[1] == 2.5
+    table = np.array([1, 1]), np.float32([1, 4]), 2
+    assert user_thresholds(*table, 4)[1] == 4 and user_thresholds(*table)[1] == 2.5
     for wrong in ("median", None, True, float("nan"), [4]):
         with pytest.raises(InputError, match="liked"):
-            user_thresholds(table, wrong)
+            user_thresholds(*table, wrong)

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,27 +18,24 @@ import pytest
 import torch
 from scipy import sparse
 
-from correct_smooth import commands, data, recommender
-from correct_smooth.data import (
-    MARKER,
-    InputError,
-    check_parquet,
-    check_target,
-    load_data,
-    read_tables,
-    settle,
-    synthetic_data,
-    workspace,
-    write_beside,
-    write_rows,
-    write_synthetic,
-    write_tables,
-)
-from correct_smooth.graph import GraphConfig, read_edges
+from correct_smooth import checks, experiment, files, synthetic
+from correct_smooth import partition as partitions
+from correct_smooth.checkpoint import LOCK
+from correct_smooth.checks import InputError, check_parquet
+from correct_smooth.edges import read_edges
+from correct_smooth.experiment import run
+from correct_smooth.files import MARKER, _workspace, atomic_folder, check_target, clear_leftovers
+from correct_smooth.graph import GraphConfig
 from correct_smooth.model import ModelConfig
-from correct_smooth.ranks import partition, read_own
-from correct_smooth.recommender import LOCK, MODEL_FILES, PARTS, CorrectSmoothRecommender, run
-from correct_smooth.train import TrainConfig, save_tensors
+from correct_smooth.partition import partition, read_own
+from correct_smooth.rating_files import rating_rows
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.saving import FORMAT, MODEL_FILES, PARTS
+from correct_smooth.sources import load_data, read_tables, write_tables
+from correct_smooth.synthetic import synthetic_data, write_synthetic
+from correct_smooth.tables import write_rows
+from correct_smooth.tensors import save_tensors
+from correct_smooth.train import TrainConfig
 
 QUICK = {
     "graph": GraphConfig(k=3, corating_k=5),
@@ -108,9 +104,9 @@ def untouched(folder):
 @pytest.fixture
 def no_work(monkeypatch):
     "Refused before anything is read or made."
-    for where, name in ((data, "_planted_world"), (data, "load_data"), (recommender, "load_share")):
+    for where, name in ((synthetic, "_planted_world"), (partitions, "load_data"), (experiment, "load_data")):
         monkeypatch.setattr(where, name, lambda *_, **__: pytest.fail("work has begun"))
-    monkeypatch.setattr("correct_smooth.ranks._rating_blocks", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("correct_smooth.partition._rating_blocks", lambda *_: pytest.fail("work has begun"))
 
 
 def theirs(folder, *names):
@@ -166,6 +162,7 @@ def test_a_file_beside_ours_is_kept(world, model, owned, kind, name):
         writers(world, model)[kind](owned / kind)
 
 
+@posix
 def test_a_link_to_a_folder_is_not_followed(world, tmp_path, owned):
     theirs(tmp_path / "mine", "thesis")
     (owned / "tables" / "link").symlink_to(tmp_path / "mine")
@@ -237,7 +234,7 @@ def test_without_a_current_folder(tmp_path, monkeypatch):
 def test_mount_points(world, model, tmp_path, monkeypatch, no_work, where, what):
     "As in a container with a volume there."
     (tmp_path / where).mkdir(parents=True)
-    monkeypatch.setattr(data, "_mount_points", lambda: [Path("/"), tmp_path / where])
+    monkeypatch.setattr(files, "_mount_points", lambda: [Path("/"), tmp_path / where])
     for writer in ("results", "parted", "model"):
         with pytest.raises(InputError, match=f"{what}.*such as .*out/cs_results"):
             writers(world, model)[writer](tmp_path / "out")
@@ -249,7 +246,8 @@ def test_a_folder_bound_to_another(tmp_path):
     (tmp_path / "my volume").mkdir()
     (tmp_path / "from").mkdir()
     code = f"""
-from correct_smooth.data import InputError, check_target
+from correct_smooth.checks import InputError
+from correct_smooth.files import check_target
 try:
     check_target({str(tmp_path / "my volume")!r}, "tables")
 except InputError as error:
@@ -307,7 +305,7 @@ def test_rights_follow_the_umask(world, model, tmp_path, mask):
 def test_an_earlier_folder_leaves_its_rights(world, tmp_path, monkeypatch, mode, exchange):
     "Made by the administrator and still empty, or replaced again; a group's folder stays one."
     if not exchange:
-        monkeypatch.setattr(data, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(mode)
     for _ in range(2):
@@ -375,8 +373,8 @@ def test_a_live_writer_is_let_be(world, tmp_path):
     "Whatever its number says here: only what the system has unlocked is cleared away."
     code = """
 import sys
-from correct_smooth.data import write_beside
-with write_beside(sys.argv[1], "tables") as fresh:
+from correct_smooth.files import atomic_folder
+with atomic_folder(sys.argv[1], "tables") as fresh:
     (fresh / "movies.parquet").touch()
     print("there", flush=True)
     sys.stdin.read()
@@ -384,17 +382,17 @@ with write_beside(sys.argv[1], "tables") as fresh:
     out = tmp_path / "out"
     with elsewhere(code, out):
         (work,) = hidden(tmp_path)
-        settle(out)
+        clear_leftovers(out)
         write_tables(world, out)
         assert hidden(tmp_path) == [work] and (work / "fresh" / "movies.parquet").exists()
-    settle(out)
+    clear_leftovers(out)
     assert not hidden(tmp_path) and load_data(out).counts()["ratings"] == len(world.ratings)
 
 
 @posix
 def test_a_writer_that_was_taken_for_a_leftover_begins_again(tmp_path, monkeypatch):
     "Somebody clears away its folder in the moment before it is locked."
-    before, met = data.FileLock, []
+    before, met = files.FileLock, []
 
     class Late(before):
         def __init__(self, path, timeout):
@@ -404,16 +402,16 @@ def test_a_writer_that_was_taken_for_a_leftover_begins_again(tmp_path, monkeypat
                 self.other.acquire()
             super().__init__(path, timeout=timeout)
 
-    monkeypatch.setattr(data, "FileLock", Late)
-    with workspace(tmp_path / "out") as work:
+    monkeypatch.setattr(files, "FileLock", Late)
+    with _workspace(tmp_path / "out") as work:
         assert work != met[0] and work.is_dir()
 
 
 HOLDS = """
 import sys
 from pathlib import Path
-from correct_smooth.recommender import _checkpoints
-with _checkpoints(Path(sys.argv[1])):
+from correct_smooth.checkpoint import checkpoints_beside
+with checkpoints_beside(Path(sys.argv[1])):
     print("there", flush=True)
     sys.stdin.read()
 """
@@ -427,14 +425,14 @@ def small_run(folder, out):
 def test_two_runs_into_one_folder(written, tmp_path):
     "The second is told at once, in one line; when the first has been killed, its name is free."
     out = tmp_path / "new" / "out"
-    line = [sys.executable, "-m", "correct_smooth.recommender", "--data", written / "tables", "--out", out]
+    line = [sys.executable, "-m", "correct_smooth.experiment", "--data", written / "tables", "--out", out]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with elsewhere(HOLDS, out):
         with (
             pytest.MonkeyPatch.context() as patch,
             pytest.raises(InputError, match="another run is writing to"),
         ):
-            patch.setattr(recommender, "load_share", lambda *_: pytest.fail("work has begun"))
+            patch.setattr(experiment, "load_data", lambda *_, **__: pytest.fail("work has begun"))
             small_run(written / "tables", out)
         done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
         assert [o.name for o in out.parent.iterdir()] == ["out.checkpoint"]
@@ -476,9 +474,9 @@ def test_what_else_is_in_a_checkpoint_folder_stays(written, tmp_path):
 def test_a_run_that_fails(written, tmp_path, monkeypatch, states):
     "Checkpoints stay to go on from; without any, nothing is left."
 
-    def fit(self, data, edges, checkpoint):
+    def fit(self, data, edges, callbacks):
         if states:
-            Path(checkpoint, STATE).touch()
+            (callbacks[0].folder / STATE).touch()
         raise RuntimeError("power cut")
 
     monkeypatch.setattr(CorrectSmoothRecommender, "fit", fit)
@@ -496,7 +494,7 @@ def test_a_run_that_fails(written, tmp_path, monkeypatch, states):
 def two_parts(model, tmp_path_factory):
     "A model in two parts, as two ranks save one."
     root = tmp_path_factory.mktemp("parts")
-    with write_beside(root / "model", "model", sums=True) as fresh:
+    with atomic_folder(root / "model", "model", sums=True) as fresh:
         for k in range(2):
             at = np.arange(len(model.users_)) % 2 == k
             part = CorrectSmoothRecommender.load(_part_of(model, at, root))
@@ -515,7 +513,7 @@ def _part_of(model, at, folder):
     "The model of some users, saved."
     model.save(folder / "whole")
     ids = model.users_[at]
-    with write_beside(folder / "whole", "model", sums=True) as fresh:
+    with atomic_folder(folder / "whole", "model", sums=True) as fresh:
         for name in MODEL_FILES:
             shutil.copy(folder / "whole" / name, fresh / name)
         for name in ("users", "ratings", "thresholds"):
@@ -552,6 +550,7 @@ def test_parts_are_in_their_folder(parted, names):
         (parted / MARKER).unlink(missing_ok=True)
 
 
+@posix
 def test_a_part_is_no_link(parted):
     (parted / "part-00000").rename(parted.parent / "outside")
     (parted / "part-00000").symlink_to(parted.parent / "outside")
@@ -578,7 +577,12 @@ def test_sums_cover_the_parts(parted, name):
 
 @pytest.mark.parametrize(
     "old, new",
-    [('"seed": 0', '"seed": 7'), ('"alpha": ', '"alpha": 1'), ('"format": 5', '"format": 4'), ("\n", "\n ")],
+    [
+        ('"seed": 0', '"seed": 7'),
+        ('"alpha": ', '"alpha": 1'),
+        (f'"format": {FORMAT}', '"format": 4'),
+        ("\n", "\n "),
+    ],
 )
 def test_sums_cover_the_settings(model, tmp_path, old, new):
     model.save(tmp_path / "model")
@@ -605,6 +609,8 @@ def little_memory(megabytes=600):
     if not sys.platform.startswith("linux"):
         yield
         return
+    import resource
+
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, hard))
@@ -617,7 +623,7 @@ def little_memory(megabytes=600):
 def refused(use, *args):
     with (
         little_memory(),
-        pytest.raises(InputError, match="as no films or ratings do|more than it holds") as met,
+        pytest.raises(InputError, match="as no movies or ratings do|more than it holds") as met,
     ):
         use(*args)
     assert len(str(met.value).splitlines()) == 1
@@ -654,7 +660,7 @@ def test_parquet_bombs(world, tmp_path, make):
         refused(lambda name=name: partition(tmp_path / name, tmp_path / "out", progress=False))
         refused(read_own, tmp_path / name, 0, 2)
     refused(read_edges, bomb)
-    refused(commands.rating_rows, bomb)
+    refused(rating_rows, bomb)
     assert not (tmp_path / "out").exists()
 
 
@@ -713,7 +719,7 @@ def test_array_bombs(model, tmp_path, weight):
     A = sparse.load_npz(tmp_path / "model" / "graph.npz")
     arrays = {"indices": A.indices, "indptr": A.indptr, "format": np.array(b"csr"), "shape": A.shape}
     arrays |= {"shape": np.array(A.shape), "data": weight}
-    with write_beside(tmp_path / "model", "model", sums=True) as fresh:
+    with atomic_folder(tmp_path / "model", "model", sums=True) as fresh:
         for name in MODEL_FILES:
             shutil.copy(tmp_path / "model" / name, fresh / name)
         npz(fresh / "graph.npz", **arrays)
@@ -723,7 +729,7 @@ def test_array_bombs(model, tmp_path, weight):
 def test_bombs_in_models(model, tmp_path):
     model.save(tmp_path / "model")
     for table in ("movies", "ratings", "users", "thresholds"):
-        with write_beside(tmp_path / "other", "model", sums=True) as fresh:
+        with atomic_folder(tmp_path / "other", "model", sums=True) as fresh:
             for name in MODEL_FILES:
                 shutil.copy(tmp_path / "model" / name, fresh / name)
             one_value(fresh / f"{table}.parquet", 20_000, user_id=1)
@@ -733,26 +739,26 @@ def test_bombs_in_models(model, tmp_path):
 def test_more_than_the_machine_has(world, tmp_path, monkeypatch):
     "Said before it is read; what is read a block at a time may be larger."
     write_tables(world, tmp_path / "data")
-    monkeypatch.setattr(data, "machine_memory", lambda: 5_000.0)
+    monkeypatch.setattr(checks, "machine_memory", lambda: 5_000.0)
     with pytest.raises(InputError, match=r"ratings.parquet unpacks to .* and there are 5,000 of memory"):
         read_tables(tmp_path / "data")
     check_parquet(tmp_path / "data" / "ratings.parquet", whole=False)
 
 
 def test_what_does_not_fit_is_said(tmp_path):
-    with pytest.raises(InputError, match="big.csv does not fit into memory"), data.reading("big.csv"):
+    with pytest.raises(InputError, match="big.csv does not fit into memory"), checks.reading("big.csv"):
         raise MemoryError
 
 
 def test_real_tables_are_far_from_the_rule(tmp_path, monkeypatch):
-    "Even where all but the choice of films repeats: sorted users, one rating, one time, long plots."
+    "Even where all but the choice of movies repeats: sorted users, one rating, one time, long plots."
     n, rng = 400_000, np.random.default_rng(0)
-    films = np.concatenate([rng.permutation(200)[:100] for _ in range(n // 100)])
+    movies = np.concatenate([rng.permutation(200)[:100] for _ in range(n // 100)])
     ratings = pd.DataFrame(
-        {"user_id": np.arange(n) // 100, "item_id": films, "rating": 5.0, "timestamp": 10**9}
+        {"user_id": np.arange(n) // 100, "item_id": movies, "rating": 5.0, "timestamp": 10**9}
     )
     movies = pd.DataFrame({"item_id": range(200), "overview": "plot " * 100})
-    monkeypatch.setattr(data, "LARGE", 0)
+    monkeypatch.setattr(checks, "_LARGE", 0)
     for name, text in (("numbers", False), ("texts", True)):
         table = ratings.assign(user_id="user " + ratings["user_id"].astype(str)) if text else ratings
         (tmp_path / name).mkdir()

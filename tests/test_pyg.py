@@ -7,14 +7,15 @@ from effort import LONG
 from numpy.testing import assert_allclose
 from scipy import sparse
 
-from correct_smooth.correct_smooth import correct, label_matrix, residual, smooth_labels, spread_residual
+from correct_smooth.correct_smooth import correct, label_matrix, residual
+from correct_smooth.diffusion import smooth_labels, spread_residual
 from correct_smooth.graph import NORMALISATIONS
 
 pyg = pytest.importorskip("torch_geometric.nn")
 
 
 def operator(rng, n, density, how):
-    "A normalised graph without self-loops; films that stand alone have an empty row, as in PyG."
+    "A normalised graph without self-loops; movies that stand alone have an empty row, as in PyG."
     A = np.triu(rng.random((n, n)) < density, 1) * rng.uniform(0.1, 1, (n, n))
     alone = rng.random(n) < rng.choice([0, 0.2])
     A[alone] = A[:, alone] = 0

@@ -17,22 +17,18 @@ from rounding import rounding
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from correct_smooth import ranks
-from correct_smooth import train as training
-from correct_smooth.data import (
-    MARKER,
-    USER_HASH,
-    InputError,
-    check_target,
-    holdout,
-    load_data,
-    movie_data,
-    split,
-    synthetic_data,
-    write_tables,
-)
-from correct_smooth.ranks import holder, partition, read_own, user_hash
-from correct_smooth.recommender import CorrectSmoothRecommender, evaluation
-from correct_smooth.train import targets
+from correct_smooth.checks import InputError
+from correct_smooth.data import movie_data
+from correct_smooth.dataset import holdout, split
+from correct_smooth.evaluate import evaluation, user_table
+from correct_smooth.files import MARKER, check_target
+from correct_smooth.model import ItemUserModel
+from correct_smooth.partition import partition, read_own
+from correct_smooth.ranks import holder, user_hash
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.sources import USER_HASH, load_data, write_tables
+from correct_smooth.synthetic import synthetic_data
+from correct_smooth.train import USER_TABLES, Batch, batch_logits, make_optimizer, targets
 from correct_smooth.tuning import best
 
 
@@ -132,9 +128,10 @@ def test_gradient_of_a_batch_is_that_of_the_ranks_ratings_together(server, base,
         assert len(np.unique(rows)) == 300 and rows.min() >= 0 and all(len(o[0]) > 50 for o in own)
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            model, optimizer = training._start(X, pairs, config, jobs.PARTS)
-        which, films = pd.factorize(pairs.item[rows])
-        logits = training.batch_logits(model, X, pairs, training.Batch(rows, films, which), "cpu", S)
+            model = ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], config)
+        optimizer = make_optimizer(model, jobs.PARTS, len(pairs))
+        which, movies = pd.factorize(pairs.item[rows])
+        logits = batch_logits(model, X, pairs, Batch(rows, movies, which, len(rows)), "cpu", S)
         aim = torch.from_numpy(targets(pairs, "margin")[rows])
         binary_cross_entropy_with_logits(logits, aim).backward()
         for group, weights in zip(("shared", "users"), optimizer.param_groups, strict=True):
@@ -147,7 +144,7 @@ def test_gradient_of_a_batch_is_that_of_the_ranks_ratings_together(server, base,
 
 
 def is_shared(name):
-    return name.startswith("model.") and name.removeprefix("model.") not in training.USER_TABLES
+    return name.startswith("model.") and name.removeprefix("model.") not in USER_TABLES
 
 
 def test_training_ends_alike_on_all_ranks(server, base, tmp_path):
@@ -176,7 +173,7 @@ def test_whole_steps_lose_what_one_process_loses(server, base, tmp_path):
     assert alone["history"][-1, 0] < alone["history"][0, 0]
 
 
-def test_film_graphs_are_those_of_one_process(server, base, tmp_path):
+def test_movie_graphs_are_those_of_one_process(server, base, tmp_path):
     "To the last bit, those by co-rating included."
     found = start(server, tmp_path / "graph", 3, jobs.graphs, base / "plain-dealt")
     alone = jobs.graphs(base / "plain-dealt")
@@ -307,7 +304,7 @@ def test_what_two_ranks_tell_is_what_their_model_tells_in_one_process(done):
     assert_allclose(listed["refined"], theirs["refined"], rtol=5e-6)  # six digits
     seen = set(zip(known.ratings["user_id"], known.ratings["item_id"], strict=True))
     assert not seen & set(zip(theirs["user_id"], theirs["item_id"], strict=True))
-    assert model.users_.tolist() == sorted(data.ratings["user_id"].unique()) and model.trained_ == 60
+    assert model.users_.tolist() == sorted(data.ratings["user_id"].unique()) and model.state_.trained == 60
 
 
 def test_summary_is_that_of_the_written_predictions(done):
@@ -317,7 +314,8 @@ def test_summary_is_that_of_the_written_predictions(done):
     data = load_data(source)
     known, held = split(data, holdout(data.ratings, 0.2, 5))
     predictions = ordered(pd.read_parquet(out / "predictions.parquet"), "user_id")
-    judged = evaluation(predictions, known.ratings.groupby("user_id").size(), 5)
+    counted = user_table(predictions, known.ratings.groupby("user_id").size())
+    judged = evaluation(predictions, counted, 5)
     for name in ("base", "refined", "delta"):
         assert told[name].keys() == set(judged.result.index)
         for metric, value in told[name].items():
@@ -352,7 +350,9 @@ def test_ranks_agree_on_what_tuning_chose(done):
     one, other = ({o: about["settings"][o] for o in stages} for about in abouts)
     assert one == other
     config = json.loads((out / "summary.json").read_text())["config"]
+    kind = one["refinement"].pop("kind")
     assert {o: config[o] for o in stages} == one
+    assert kind == type(CorrectSmoothRecommender.load(out / "model").refinement).__name__
     if tune:
         table = pd.read_csv(out / "tuning.csv")
         graph, refinement = best(table)
@@ -383,8 +383,8 @@ def test_each_rating_is_some_ranks_exactly_once(tmp_path_factory, source, n):
     world.movies.reset_index(names="item_id").to_parquet(folder / "in" / "movies.parquet")
     given.to_parquet(folder / "in" / "ratings.parquet", index=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "BUCKET", bucket)
-        patch.setattr(ranks, "GROUP", 50)
+        patch.setattr("correct_smooth.partition.BUCKET", bucket)
+        patch.setattr("correct_smooth.partition.GROUP", 50)
         told = partition(folder / "in", folder / "out")
     assert told == {
         "users": n_users, "items": 30, "ratings": len(wanted),
@@ -414,10 +414,10 @@ def test_each_rating_is_some_ranks_exactly_once(tmp_path_factory, source, n):
     assert at == len(wanted)
 
 
-@pytest.mark.parametrize("films", ["i8", "str"])
+@pytest.mark.parametrize("movies", ["i8", "str"])
 @pytest.mark.parametrize("when", ["plain", "text", "unread", "gaps"])
-def test_what_no_block_can_decide_is_decided_by_all(tmp_path, monkeypatch, films, when):
-    "One film whose id is no number, far behind; times as text, or one that nobody can read."
+def test_what_no_block_can_decide_is_decided_by_all(tmp_path, monkeypatch, movies, when):
+    "One movie whose id is no number, far behind; times as text, or one that nobody can read."
     world = synthetic_data(20, 30, 160)
     stars = world.ratings.astype({"item_id": str})
     stars.loc[len(stars)] = [19, "tt1", 3.0, 0]
@@ -428,11 +428,11 @@ def test_what_no_block_can_decide_is_decided_by_all(tmp_path, monkeypatch, films
         "gaps": stars["timestamp"].astype("Int64").where(stars.index != 150),
     }
     (tmp_path / "in").mkdir()
-    table = world.movies.reset_index().astype({"item_id": films})
+    table = world.movies.reset_index().astype({"item_id": movies})
     table.to_parquet(tmp_path / "in" / "movies.parquet", index=False)
     stars = stars.assign(timestamp=times[when])
     stars.to_parquet(tmp_path / "in" / "ratings.parquet", index=False, row_group_size=20)
-    monkeypatch.setattr(ranks, "BUCKET", 40)
+    monkeypatch.setattr("correct_smooth.partition.BUCKET", 40)
     told, wanted = partition(tmp_path / "in", tmp_path / "out"), load_data(tmp_path / "in")
     assert told["dropped"] == wanted.dropped and told["ratings"] == 160
     assert wanted.movies.index[0] == "0" and ("timestamp" in wanted.ratings) == (when in ("plain", "text"))
@@ -445,7 +445,7 @@ def test_what_no_block_can_decide_is_decided_by_all(tmp_path, monkeypatch, films
 def test_only_own_row_groups_are_read(tmp_path, monkeypatch):
     "Of 60 row groups a rank of six reads its ten, and one at most that it shares."
     write_tables(synthetic_data(200, 100, 6000), tmp_path / "in")
-    monkeypatch.setattr(ranks, "GROUP", 100)
+    monkeypatch.setattr("correct_smooth.partition.GROUP", 100)
     partition(tmp_path / "in", tmp_path / "out")
     (file,) = ds.dataset(tmp_path / "out" / "ratings.parquet").get_fragments()
     assert file.num_row_groups == 60
@@ -474,9 +474,9 @@ def test_a_rank_without_ratings_says_so_on_all(server, tmp_path):
 def others(base, tmp_path_factory):
     "The same world with something changed, as it is and dealt out."
     folder, world = tmp_path_factory.mktemp("others"), synthetic_data(60, 80, 1500)
-    r, films = world.ratings, world.movies
+    r, movies = world.ratings, world.movies
     changed = {
-        "title": replace(world, movies=films.assign(title=["Another", *films["title"][1:]])),
+        "title": replace(world, movies=movies.assign(title=["Another", *movies["title"][1:]])),
         "rating": replace(world, ratings=r.assign(rating=[5.5 - r["rating"][0], *r["rating"][1:]])),
         "order": replace(world, ratings=r[::-1].reset_index(drop=True)),
         "fewer": replace(world, ratings=r[:-1]),
@@ -490,10 +490,10 @@ def others(base, tmp_path_factory):
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        ("title", "films"),
+        ("title", "movies"),
         ("rating", "ratings"),
         ("order", "ratings"),
-        ("title-dealt", "films"),
+        ("title-dealt", "movies"),
         ("fewer-dealt", "ratings"),
         ("plain-dealt", "ratings"),
     ],
@@ -577,7 +577,7 @@ def all_of(found, prefix):
     for name in names:
         inner = name.removeprefix(f"{prefix}.").partition(".")[2]
         moment = ".adam." in name and int(inner.split(".")[0]) > last - 2 and not inner.endswith(".step")
-        if inner in training.USER_TABLES or moment:
+        if inner in USER_TABLES or moment:
             whole[name.removeprefix(prefix)] = by_user(found, name)
             assert len(whole[name.removeprefix(prefix)]) == 60
         else:

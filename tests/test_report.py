@@ -4,6 +4,7 @@ import base64
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from correct_smooth.data import InputError
-from correct_smooth.evaluate import METRICS, plot_gains
+from correct_smooth.checks import InputError
+from correct_smooth.evaluate import METRICS
+from correct_smooth.plots import plot_gains
 from correct_smooth.report import Example, finding, html_report
 
 SOME = tried(15, 200)
@@ -125,7 +127,7 @@ def test_text_stays_text(text):
         *("aria-label", "scope", "src", "alt"),
     }
     assert page.of("h1") == [text] and f"User {text}" in page.of("h3") and text in page.of("figcaption")
-    assert page.of("th").count(text) == 6  # metric, fact, film rated, film recommended, package, stage
+    assert page.of("th").count(text) == 6  # metric, fact, movie rated, movie recommended, package, stage
     assert ("alt", text) in page.attributes
 
 
@@ -182,8 +184,8 @@ def test_a_picture_of_many_users_is_stored_as_pixels():
 
 
 def test_what_the_page_says():
-    "Numbers, verdicts, films in the order of their ratings, settings by their full names."
-    titles = [f"film {o}" for o in range(15)]
+    "Numbers, verdicts, movies in the order of their ratings, settings by their full names."
+    titles = [f"movie {o}" for o in range(15)]
     read = Page(html_report(summary(), {}, [example("ann", titles)]))
     cells = read.of("td", "th")
     assert {"1,234", "56,789", "10"} <= set(read.of("dd"))
@@ -191,8 +193,8 @@ def test_what_the_page_says():
     assert {"0.7000", "0.7200", "+0.0200", "+0.0100, +0.0300", "1–2,000", "−0.0100", "20.0%", "–"} <= set(
         cells
     )
-    assert [o for o in cells if o.startswith("film")] == titles[::-1][:10]
-    assert "15 films rated, 8 liked" in read.of("div")
+    assert [o for o in cells if o.startswith("movie")] == titles[::-1][:10]
+    assert "15 movies rated, 8 liked" in read.of("div")
     for name, value in (("seed", "0"), ("graph__blocks", '["a", "b"]'), ("model__alpha", "null")):
         assert cells[cells.index(name) + 1] == value
 
@@ -246,3 +248,16 @@ def test_a_browser_shows_it(tmp_path):
     assert seen.of("th", "td", "h3") == wanted.of("th", "td", "h3")
     look(f"--screenshot={tmp_path / 'page.png'}")
     assert (tmp_path / "page.png").stat().st_size > 50_000
+
+
+def test_nothing_of_the_method_loads_pyplot():
+    "Nor any other part of matplotlib: it is imported when something is drawn."
+    names = "features graph edges model encoders evaluate plots topn report"
+    code = f"""
+import sys
+from importlib import import_module
+for name in {names.split()}:
+    import_module("correct_smooth." + name)
+assert not [name for name in sys.modules if name.startswith("matplotlib")]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

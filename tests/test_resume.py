@@ -22,20 +22,27 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from correct_smooth import checkpoint, encoders, tensors
 from correct_smooth import train as training
-from correct_smooth.data import InputError, holdout, index_ratings, split, synthetic_data
+from correct_smooth.checkpoint import Checkpoint
+from correct_smooth.checks import InputError
+from correct_smooth.dataset import holdout, split
 from correct_smooth.features import MovieFeatures
-from correct_smooth.graph import cosine_knn, normalise
+from correct_smooth.graph import GraphConfig, cosine_knn, normalise
 from correct_smooth.model import ItemUserModel, ModelConfig
-from correct_smooth.train import TrainConfig, load_tensors, save_tensors, train
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.synthetic import synthetic_data
+from correct_smooth.tensors import load_tensors, save_tensors
+from correct_smooth.train import Callback, TrainConfig, Training, train
 
+assert encoders.ENCODERS  # loaded, so that "sage" can be made
 SMALL = ModelConfig(emb_dim=6, hidden_dim=10, head_dim=5)
 OPTIONS = {
     "plain": SMALL,
     "no dropout": replace(SMALL, dropout=0.0),
     "all": replace(SMALL, encoder="sage", head="mlp", id_embedding=True),
 }
-SHORT = TrainConfig(epochs=7, batch_size=300, schedule="cosine", user_weight_decay=3.0)
+SHORT = TrainConfig(epochs=7, batch_size=300)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +51,13 @@ def made():
     world = synthetic_data(60, 80, 1500)
     X = MovieFeatures().fit_transform(world.movies)
     learn, stop_by = split(world, holdout(world.ratings, 0.2, seed=1))
-    pairs = index_ratings(learn)
-    return X, pairs, index_ratings(stop_by, pairs.users), normalise(cosine_knn(X, 5))
+    return X, learn, stop_by, normalise(cosine_knn(X, 5))
 
 
 @pytest.fixture
 def every_epoch(monkeypatch):
     "A checkpoint after each epoch."
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0)
 
 
 def same(one, two):
@@ -68,14 +74,14 @@ class Killed(Exception):
 @contextmanager
 def dying(epoch):
     "Training raises when it comes to this epoch, or in the middle of it."
-    before, steps = training.train_epoch, training.batch_logits
+    before, steps = Training.losses, training.batch_logits
     met = []
 
-    def train_epoch(*args):
-        met.append(args[7])
-        if args[7] == int(epoch) and epoch == int(epoch):
+    def losses(self):
+        met.append(self.epoch)
+        if self.epoch == int(epoch) and epoch == int(epoch):
             raise Killed
-        return before(*args)
+        return before(self)
 
     def batch_logits(model, *args):
         if model.training and met[-1] == int(epoch) and epoch != int(epoch):
@@ -85,7 +91,7 @@ def dying(epoch):
         return steps(model, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_epoch", train_epoch)
+        patch.setattr(Training, "losses", losses)
         patch.setattr(training, "batch_logits", batch_logits)
         with pytest.raises(Killed):
             yield
@@ -111,11 +117,11 @@ def test_broken_off_anywhere(made, config, watched, tmp_path, every_epoch):
     quiet = train(*args)
     for epoch in np.arange(0, SHORT.epochs, 0.5):
         with dying(epoch):
-            train(*args, checkpoint=tmp_path / str(epoch))
-        assert same(train(*args, checkpoint=tmp_path / str(epoch)), quiet)
+            train(*args, callbacks=[Checkpoint(tmp_path / str(epoch))])
+        assert same(train(*args, callbacks=[Checkpoint(tmp_path / str(epoch))]), quiet)
         with dying(epoch):
-            train(*args, checkpoint=tmp_path / "often")
-    assert same(train(*args, checkpoint=tmp_path / "often"), quiet)
+            train(*args, callbacks=[Checkpoint(tmp_path / "often")])
+    assert same(train(*args, callbacks=[Checkpoint(tmp_path / "often")]), quiet)
     assert len(list((tmp_path / "often").iterdir())) == 1
 
 
@@ -129,38 +135,38 @@ def test_patience_is_remembered(made, tmp_path, every_epoch):
     assert quiet.epochs + 3 == ran < 40
     for epoch in range(quiet.epochs, ran):
         with dying(epoch):
-            train(*args, checkpoint=tmp_path)
-    assert same(train(*args, checkpoint=tmp_path), quiet)
+            train(*args, callbacks=[Checkpoint(tmp_path)])
+    assert same(train(*args, callbacks=[Checkpoint(tmp_path)]), quiet)
 
 
 def test_one_step_after_the_break(made, tmp_path, every_epoch):
     "State before and after a file: weights, moments, steps, random numbers."
     X, pairs, held, _ = made
     with dying(2):
-        train(X, pairs, held, SMALL, SHORT, 3, False, checkpoint=tmp_path)
+        train(X, pairs, held, SMALL, SHORT, 3, False, callbacks=[Checkpoint(tmp_path)])
     (file,) = tmp_path.iterdir()
-    tensors, about = load_tensors(file)
+    before, about = load_tensors(file)
     torch.manual_seed(99)
-    kept = training._checkpoint(tmp_path, file.stem, np.arange(len(pairs.users)))
-    state = training._Training(
-        *training._start(X, pairs, SMALL, SHORT), np.random.default_rng(99), SHORT, 7, kept
-    )
+    kept, state = Checkpoint(tmp_path), Training(X, pairs, held, SMALL, SHORT, 3)
+    state.begin()
+    state.rng = np.random.default_rng(99)
+    kept.on_train_begin(state)
     assert state.epoch == 2 and not state.over
-    assert all(o.grad is not None and not o.grad.any() for o in (state.model.user.weight,))
+    assert state.model.user.weight.grad is not None and not state.model.user.weight.grad.any()
     file.unlink()
-    kept.keep(state.epoch, *state.state())
+    kept.on_epoch_end(state)
     stored, told = load_tensors(file)
-    assert told["numbers"] == about["numbers"] and stored.keys() == tensors.keys()
-    assert all(torch.equal(stored[k], tensors[k]) for k in stored)
+    assert told["numbers"] == about["numbers"] and stored.keys() == before.keys()
+    assert all(torch.equal(stored[k], before[k]) for k in stored)
     assert {int(o) for k, o in stored.items() if k.endswith(".step")} == {2 * len(range(0, len(pairs), 300))}
 
 
 def test_your_random_numbers_are_left_alone(made, tmp_path, every_epoch):
     X, pairs, held, _ = made
     with dying(2):
-        train(X, pairs, held, SMALL, SHORT, 3, False, checkpoint=tmp_path)
+        train(X, pairs, held, SMALL, SHORT, 3, False, callbacks=[Checkpoint(tmp_path)])
     before = torch.random.get_rng_state()
-    train(X, pairs, held, SMALL, SHORT, 3, False, checkpoint=tmp_path)
+    train(X, pairs, held, SMALL, SHORT, 3, False, callbacks=[Checkpoint(tmp_path)])
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -168,10 +174,10 @@ def test_finished_is_finished(made, tmp_path):
     "Kept at the end even if no time has passed, and not trained again; a bar of all epochs has none to do."
     X, pairs, held, _ = made
     args = (X, pairs, held, SMALL, SHORT, 3)
-    quiet = train(*args, progress=False, checkpoint=tmp_path)
+    quiet = train(*args, progress=False, callbacks=[Checkpoint(tmp_path)])
     with no_training():
-        assert same(train(*args, progress=False, checkpoint=tmp_path), quiet)
-        assert same(train(*args, checkpoint=str(tmp_path)), quiet)
+        assert same(train(*args, progress=False, callbacks=[Checkpoint(tmp_path)]), quiet)
+        assert same(train(*args, callbacks=[Checkpoint(str(tmp_path))]), quiet)
     assert not any(o.requires_grad is False for o in quiet.model.parameters())
 
 
@@ -179,7 +185,7 @@ def test_not_before_its_time(made, tmp_path):
     "Within the ten seconds nothing is written before the end."
     X, pairs, held, _ = made
     with dying(6):
-        train(X, pairs, held, SMALL, SHORT, 3, False, checkpoint=tmp_path / "new" / "folder")
+        train(X, pairs, held, SMALL, SHORT, 3, False, callbacks=[Checkpoint(tmp_path / "new" / "folder")])
     assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
@@ -193,12 +199,12 @@ def work(made, config, folder, out, sabotage, steps=None):
         threading.RLock()
     )  # its own is shared between processes, and outlives those that are killed
     X, pairs, held, S = made
-    training.CHECKPOINT_SECONDS = 0
+    checkpoint.CHECKPOINT_SECONDS = 0
     if steps is not None:
         tell_steps(steps)
     if sabotage is not None:
         sabotage()
-    result = train(X, pairs, held, OPTIONS["all"], config, 3, False, S, checkpoint=folder)
+    result = train(X, pairs, held, OPTIONS["all"], config, 3, False, S, callbacks=[Checkpoint(folder)])
     save_tensors(out, result.model.state_dict(), {"history": result.history.to_json(double_precision=15)})
 
 
@@ -212,8 +218,8 @@ def tell_steps(pipe):
 
         return told
 
-    for name in ("train_epoch", "batch_logits", "save_file"):
-        setattr(training, name, telling(getattr(training, name)))
+    for module, name in ((training, "train_epoch"), (training, "batch_logits"), (tensors, "save_file")):
+        setattr(module, name, telling(getattr(module, name)))
     for name in ("fsync", "replace"):
         setattr(os, name, telling(getattr(os, name)))
 
@@ -226,19 +232,19 @@ def kill_between_write_and_rename():
             os.kill(os.getpid(), signal.SIGKILL)
         whole(*args)
 
-    training.os.replace = replace
+    os.replace = replace
 
 
 def kill_in_the_middle_of_writing():
-    whole, left = training.save_file, iter(range(5))
+    whole, left = tensors.save_file, iter(range(5))
 
-    def save_file(tensors, path, metadata):
-        whole(tensors, path, metadata)
+    def save_file(arrays, path, metadata):
+        whole(arrays, path, metadata)
         if next(left, None) is None:
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training.save_file = save_file
+    tensors.save_file = save_file
 
 
 @pytest.fixture(scope="module")
@@ -345,16 +351,16 @@ def test_no_room_for_a_checkpoint(made, tmp_path, every_epoch):
     args = (X, pairs, held, OPTIONS["all"], SHORT, 3, False, S)
     quiet = train(*args)
     with largest_file(4096), pytest.raises(OSError, match="cannot be written.*too large"):
-        train(*args, checkpoint=tmp_path)
+        train(*args, callbacks=[Checkpoint(tmp_path)])
     assert list(tmp_path.iterdir()) == []
     with dying(3):
-        train(*args, checkpoint=tmp_path)
+        train(*args, callbacks=[Checkpoint(tmp_path)])
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
     with largest_file(4096), pytest.raises(OSError, match="cannot be written.*too large"):
-        train(*args, checkpoint=tmp_path)
+        train(*args, callbacks=[Checkpoint(tmp_path)])
     assert list(tmp_path.iterdir()) == [file] and file.read_bytes() == before
-    assert same(train(*args, checkpoint=tmp_path), quiet)
+    assert same(train(*args, callbacks=[Checkpoint(tmp_path)]), quiet)
 
 
 @pytest.mark.parametrize("call", ["save_file", "os.fsync", "os.replace"])
@@ -367,7 +373,7 @@ def test_error_while_writing(tmp_path, monkeypatch, call, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(f"correct_smooth.train.{call}", fail)
+    monkeypatch.setattr(f"correct_smooth.tensors.{call}", fail)
     with pytest.raises(OSError):
         save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(3)})
     monkeypatch.undo()
@@ -435,9 +441,9 @@ def kept(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
     args = (X, pairs, held, OPTIONS["all"], SHORT, 3, False, S)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "CHECKPOINT_SECONDS", 0)
+        patch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0)
         with dying(3):
-            train(*args, checkpoint=folder)
+            train(*args, callbacks=[Checkpoint(folder)])
     (file,) = folder.iterdir()
     return args, file, file.read_bytes(), train(*args)
 
@@ -447,7 +453,7 @@ def refused_or_the_same(kept, content):
     args, file, _, quiet = kept
     file.write_bytes(content)
     try:
-        ended = train(*args, checkpoint=file.parent)
+        ended = train(*args, callbacks=[Checkpoint(file.parent)])
     except InputError as error:
         assert file.name in str(error) and "delete that file" in str(error)
         return True
@@ -501,16 +507,16 @@ def test_other_files_under_its_name_are_refused(kept, made, tmp_path):
     args, file, _, _ = kept
     save_tensors(file, {"x": torch.ones(3)})
     with pytest.raises(InputError, match="not the checkpoint of this training.*delete that file"):
-        train(*args, checkpoint=file.parent)
+        train(*args, callbacks=[Checkpoint(file.parent)])
     save_tensors(file, {"x": torch.ones(3)}, {"training": file.stem, "numbers": "{}"})
     with pytest.raises(InputError, match="delete that file"):
-        train(*args, checkpoint=file.parent)
+        train(*args, callbacks=[Checkpoint(file.parent)])
     X, pairs, held, _ = made
-    train(X, pairs, held, OPTIONS["all"], SHORT, 4, False, made[3], checkpoint=tmp_path)
+    train(X, pairs, held, OPTIONS["all"], SHORT, 4, False, made[3], callbacks=[Checkpoint(tmp_path)])
     (other,) = tmp_path.iterdir()
     file.write_bytes(other.read_bytes())
     with pytest.raises(InputError, match="not the checkpoint of this training"):
-        train(*args, checkpoint=file.parent)
+        train(*args, callbacks=[Checkpoint(file.parent)])
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below", "nul\0", 3], ids=str)
@@ -518,7 +524,7 @@ def test_wrong_folders_are_refused(made, tmp_path, folder):
     (tmp_path / "file").touch()
     folder = tmp_path / folder if isinstance(folder, str) else folder
     with pytest.raises(InputError, match="checkpoint must be a folder"):
-        train(*made[:2], checkpoint=folder)
+        train(*made[:2], callbacks=[Checkpoint(folder)])
 
 
 # --- another training, another file
@@ -544,25 +550,26 @@ def test_other_trainings_have_other_files(made, tmp_path):
         {"pairs": replace(pairs, y=1 - pairs.y)}, {"pairs": replace(pairs, user=pairs.user[::-1].copy())},
         {"pairs": replace(pairs, users=pairs.users.append(pd.Index(["new"])))},
         {"valid": None}, {"valid": replace(held, y=1 - held.y)}, {"valid": pairs}, {"S": S}, {"seed": 4},
-        {"stop": 5}, {"stop": 7}, {"model_config": replace(SMALL, dropout=0.1)},
+        {"stop": 5}, {"model_config": replace(SMALL, dropout=0.1)},
         {"config": replace(SHORT, patience=4)}, {"config": replace(SHORT, weight_decay=1.0)},
         {"start": ItemUserModel(X.shape[1], len(pairs.users), X.shape[0], SMALL)},
     ]  # fmt: skip
     for change in ({}, *changes):
         files = set(tmp_path.iterdir())
-        train(**base | change, progress=False, checkpoint=tmp_path)
+        train(**base | change, progress=False, callbacks=[Checkpoint(tmp_path)])
         assert len(set(tmp_path.iterdir()) - files) == 1
     with no_training():  # the same by another road
         equal = {"X": X.copy(), "pairs": replace(pairs, rating=pairs.rating.copy()), "seed": np.int64(3)}
+        equal["stop"] = SHORT.epochs
         equal["config"] = replace(SHORT, weight_decay=np.float32(SHORT.weight_decay))
-        train(**base | equal, progress=False, checkpoint=tmp_path)
+        train(**base | equal, progress=False, callbacks=[Checkpoint(tmp_path)])
 
 
 @pytest.mark.parametrize("module", [torch, np])
 def test_other_versions_have_other_files(made, tmp_path, monkeypatch, module):
-    train(*made[:3], SMALL, SHORT, progress=False, checkpoint=tmp_path)
+    train(*made[:3], SMALL, SHORT, progress=False, callbacks=[Checkpoint(tmp_path)])
     monkeypatch.setattr(module, "__version__", "99.0")
-    train(*made[:3], SMALL, SHORT, progress=False, checkpoint=tmp_path)
+    train(*made[:3], SMALL, SHORT, progress=False, callbacks=[Checkpoint(tmp_path)])
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -589,8 +596,8 @@ def test_start_survives_a_break(made, tmp_path, every_epoch):
     args = (X, pairs, held, SMALL, SHORT, 5, False)
     quiet = train(*args, start=first)
     with dying(4):
-        train(*args, start=first, checkpoint=tmp_path)
-    assert same(train(*args, start=first, checkpoint=tmp_path), quiet)
+        train(*args, start=first, callbacks=[Checkpoint(tmp_path)])
+    assert same(train(*args, start=first, callbacks=[Checkpoint(tmp_path)]), quiet)
 
 
 def test_wrong_starts_are_refused(made):
@@ -609,3 +616,79 @@ def test_wrong_starts_are_refused(made):
     ):
         with pytest.raises(InputError, match=why):
             train(X, pairs, None, SMALL, SHORT, progress=False, start=start)
+
+
+# --- callbacks of one's own, through the recommender
+
+QUICK = {"graph": GraphConfig(k=3), "model": SMALL, "training": TrainConfig(epochs=6), "progress": False}
+
+
+class Watch(Callback):
+    "Notes the epochs of each training, and does something after one of them."
+
+    def __init__(self, at=None, what=None):
+        self.epochs, self.at, self.what = [], at, what
+
+    def on_train_begin(self, training):
+        self.epochs.append(0)
+
+    def on_epoch_end(self, training):
+        self.epochs[-1] += 1
+        if training.epoch == self.at:
+            self.what(training)
+
+
+def stop(training):
+    training.stopped = True
+
+
+def fail(training):
+    raise Killed
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_a_callback_that_stops_a_training(validation):
+    "Each training of a fit ends there, with the best of the epochs it has had; it is as one of so many."
+    world, watch = synthetic_data(60, 80, 1500), Watch(2, stop)
+    r = CorrectSmoothRecommender(**QUICK, ensemble=2, validation=validation).fit(world, callbacks=[watch])
+    trainings = 3 if validation else 2
+    assert watch.epochs == [2] * trainings and len(r.history_) == 2 and r.epochs_ == 2
+    short = CorrectSmoothRecommender(
+        **{**QUICK, "training": TrainConfig(epochs=2)}, ensemble=2, validation=validation
+    ).fit(world)
+    for one, two in zip(r.models_, short.models_, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    more, before = Watch(1, stop), r.epochs_
+    r.partial_fit(epochs=3, callbacks=[more])
+    assert more.epochs == [1, 1] and r.epochs_ == before + 1
+
+
+def test_a_callback_that_raises(tmp_path):
+    "Its exception comes out of fit, which has changed nothing; threads and random numbers are as they were."
+    world = synthetic_data(60, 80, 1500)
+    r = CorrectSmoothRecommender(**QUICK, ensemble=2)
+    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
+    with pytest.raises(Killed):
+        r.fit(world, callbacks=[Watch(2, fail)])
+    assert not hasattr(r, "state_") and not hasattr(r, "scorer_")
+    assert torch.get_num_threads() == threads and torch.equal(torch.random.get_rng_state(), state)
+    r.fit(world)
+    before, epochs = r.recommend(), r.epochs_
+    for call in (r.fit, lambda *_, **how: r.partial_fit(**how)):
+        with pytest.raises(Killed):
+            call(world, callbacks=[Watch(1, fail)])
+        pd.testing.assert_frame_equal(r.recommend(), before, check_exact=True)
+        assert r.epochs_ == epochs
+
+
+def test_what_a_callback_broke_off_goes_on(tmp_path, every_epoch):
+    "A checkpoint before it in the list has kept the epoch after which it raised."
+    world, keep = synthetic_data(60, 80, 1500), Checkpoint(tmp_path)
+    quiet = CorrectSmoothRecommender(**QUICK, ensemble=2).fit(world)
+    r, watch = CorrectSmoothRecommender(**QUICK, ensemble=2), Watch()
+    with pytest.raises(Killed):
+        r.fit(world, callbacks=[keep, Watch(4, fail)])
+    r.fit(world, callbacks=[keep, watch])
+    assert watch.epochs == [len(quiet.history_) - 4, quiet.epochs_, quiet.epochs_]
+    for one, two in zip(r.models_, quiet.models_, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

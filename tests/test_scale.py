@@ -17,9 +17,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from torch.nn.functional import embedding_bag
 
-from correct_smooth.data import MARKER, InputError, synthetic_data, write_rows
+from correct_smooth import dataset, graph
+from correct_smooth.checks import InputError
+from correct_smooth.correct_smooth import CorrectAndSmooth
+from correct_smooth.data import MovieData
+from correct_smooth.experiment import run
+from correct_smooth.files import MARKER
 from correct_smooth.model import Embeddings, ModelConfig, as_bag, bag_sum
-from correct_smooth.recommender import CorrectSmoothRecommender, top_n
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.sources import write_tables
+from correct_smooth.synthetic import synthetic_data
+from correct_smooth.tables import write_rows
+from correct_smooth.topn import top_n
 from correct_smooth.train import TrainConfig, batches, step_size
 
 SOME = tried(20, 300)
@@ -53,7 +62,7 @@ def test_gradient_of_sparse_rows(n, n_features, density, seed):
 @SOME
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 70), st.booleans(), SEEDS)
 def test_batches_hold_each_rating_once(item, size, shuffled, seed):
-    "And each of their films once; `which` leads from ratings to films."
+    "And each of their movies once; `which` leads from ratings to movies."
     item = np.array(item, np.int32)
     found = list(batches(item, size, np.random.default_rng(seed) if shuffled else None))
     rows = np.concatenate([o.rows for o in found]) if found else np.zeros(0, int)
@@ -75,13 +84,13 @@ def test_an_epoch_has_hundreds_of_steps(n):
 @SOME
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 50), st.integers(1, 30), SEEDS)
 def test_short_lists_are_the_head_of_a_sort(n_items, m, n, levels, seed):
-    "With ties, films that are shut and films that were seen, in memory either way round."
+    "With ties, movies that nobody should get and movies that were seen, in memory either way round."
     rng = np.random.default_rng(seed)
     scores = (rng.integers(0, levels, (n_items, m)) / levels).astype(np.float32)
-    shut, seen = rng.random(n_items) < 0.2, sparse.random(n_items, m, 0.2, format="csc", rng=rng)
-    found = top_n(np.asfortranarray(scores) if seed % 2 else scores, n, shut, seen)
+    excluded, seen = rng.random(n_items) < 0.2, sparse.random(n_items, m, 0.2, format="csc", rng=rng)
+    found = top_n(np.asfortranarray(scores) if seed % 2 else scores, n, excluded, seen)
     for u in range(m):
-        z = np.where(shut, -np.inf, scores[:, u])
+        z = np.where(excluded, -np.inf, scores[:, u])
         z[seen[:, [u]].indices] = -np.inf
         best = np.argsort(-z, kind="stable")[:n]
         best = best[np.isfinite(z[best])]
@@ -160,9 +169,66 @@ def test_benchmark_of_all_stages(tmp_path):
     command = [sys.executable, "-c", twice, tool, tmp_path / "world", *outs]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for run, out in enumerate(outs, 1):
+    for turn, out in enumerate(outs, 1):
         stages = json.loads(out.read_text())["stages"]
-        assert ("write synthetic" in stages) == (run == 1)
+        assert ("write synthetic" in stages) == (turn == 1)
         assert {"load", "content graph", "training", "refine test pairs", "top 10 to Parquet"} < set(stages)
         assert all(o["seconds"] >= 0 and o["peak_gb"] > 0 for o in stages.values())
     assert {o.name for o in (tmp_path / "world").iterdir()} == {MARKER, "movies.parquet", "ratings.parquet"}
+
+
+# --- what is not done twice, or not at all
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    "A whole run on a small world, by a recommender with these settings; and the number of ratings in it."
+    world = synthetic_data(60, 80, 1_500, seed=0)
+    write_tables(world, tmp_path / "world")
+    quick = {"training": TrainConfig(epochs=2), "model": ModelConfig(emb_dim=4, hidden_dim=8), "ensemble": 2}
+
+    def whole(tune=False, **settings):
+        recommender = CorrectSmoothRecommender(**{**quick, **settings}, progress=False)
+        return run(tmp_path / "world", tmp_path / "out", recommender=recommender, tune=tune)
+
+    return whole, len(world.ratings)
+
+
+def counting(patch, module, name, count):
+    "Note what `count` says of the arguments of each call of a function, wherever it was imported."
+    before, seen = getattr(module, name), []
+
+    def counted(*args, **named):
+        seen.append(count(*args, **named))
+        return before(*args, **named)
+
+    for other in [other for key, other in sys.modules.items() if key.startswith("correct_smooth")]:
+        if getattr(other, name, None) is before:
+            patch.setattr(other, name, counted)
+    return seen
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_every_rating_is_numbered_once(small_run, monkeypatch, tune):
+    "From files to results, held-out ratings and those to stop and to tune by among them."
+    whole, n = small_run
+    users = counting(monkeypatch, dataset, "_sorted_users", len)
+    items = counting(monkeypatch, dataset, "positions", lambda ids, *_: len(ids))
+    made = counting(monkeypatch, dataset, "index_ratings", lambda data: isinstance(data, MovieData))
+    found = whole(tune)
+    assert found["data"]["ratings"] == n
+    assert users == [n] and items == [n]
+    assert sum(made) == 1 and len(made) > 1  # whoever else asks gets the data set that is there
+
+
+def test_a_graph_is_normalised_when_it_is_read(small_run, monkeypatch):
+    "Never by the defaults; once to smooth over, for all scores and lists; in training for an encoder."
+    whole, _ = small_run
+    calls = counting(monkeypatch, graph, "normalise", lambda A, how="row": (A.shape, how))
+    whole()
+    assert calls == []
+    whole(refinement=CorrectAndSmooth(T=1))
+    assert calls == [((80, 80), "row")]
+    calls.clear()
+    whole(model=ModelConfig(emb_dim=4, hidden_dim=8, encoder="sage"))
+    assert calls == [((80, 80), "row")] * 3  # the watched training's, the final ones', the model's

@@ -1,4 +1,4 @@
-"""Titles as people write them: any text at all, every film by its own title, and what must be understood."""
+"""Titles as people write them: any text at all, every movie by its own title, and what must be understood."""
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from correct_smooth import titles as module
-from correct_smooth.data import InputError, load_data
-from correct_smooth.titles import find_movies, match_exact, movie_id, plain_title, split_names, split_year
+from correct_smooth.checks import InputError
+from correct_smooth.sources import load_data
+from correct_smooth.titles import _match_exact, find_movies, movie_id, plain_title, split_names, split_year
 
 SOME = tried(60, 1000)
 ANY = st.text(st.characters(exclude_categories=()), max_size=40)
@@ -18,7 +19,7 @@ PIECES = st.lists(
         ["the", "heat", "1995", "(1995)", "(", ")", ",", ", The", "#", "…", "\ud800", "\0", " ", "II"]
     )
 ).map("".join)
-FILMS = pd.DataFrame(
+MOVIES = pd.DataFrame(
     {
         "title": ["Heat", "Heat", "Toy Story", "…", "七人の侍", "", None, "300"],
         "year": [1995, 1986, None] + [2000] * 5,
@@ -31,25 +32,25 @@ FILMS = pd.DataFrame(
 def demo():
     data = load_data()
     if data.name != "demo":
-        pytest.skip("these films are of the demo")
+        pytest.skip("these movies are of the demo")
     return data.movies
 
 
 @SOME
 @given(ANY | PIECES, st.sampled_from(["both", "no year", "none", "text ids"]))
-def test_any_text_gives_a_film_or_a_question(title, kind):
-    films = {
-        "both": FILMS,
-        "no year": FILMS[["title"]],
-        "none": FILMS[:0],
-        "text ids": FILMS.set_axis([f"tt{o}" for o in FILMS.index]),
+def test_any_text_gives_a_movie_or_a_question(title, kind):
+    movies = {
+        "both": MOVIES,
+        "no year": MOVIES[["title"]],
+        "none": MOVIES[:0],
+        "text ids": MOVIES.set_axis([f"tt{o}" for o in MOVIES.index]),
     }[kind]
-    found = find_movies(films, title)
+    found = find_movies(movies, title)
     assert found.columns.tolist() == ["item_id", "title", "year", "match"]
     assert found["match"].between(60, 100).all() and found["match"].is_monotonic_decreasing
-    assert set(found["item_id"]) <= set(films.index) and found["item_id"].is_unique
+    assert set(found["item_id"]) <= set(movies.index) and found["item_id"].is_unique
     try:
-        assert movie_id(films, title) in films.index
+        assert movie_id(movies, title) in movies.index
     except InputError as error:
         assert len(str(error).splitlines()) == 1 and len(str(error)) < 1000
         str(error).encode()
@@ -68,11 +69,11 @@ def test_any_text_has_a_plain_form(title):
 @given(st.lists(ANY | PIECES, min_size=1, max_size=5))
 @example(["000", "000(1800)(1800)"])  # only the last year is off
 def test_any_titles_find_themselves(titles):
-    films = pd.DataFrame({"title": pd.Series(titles, dtype=object)})
+    movies = pd.DataFrame({"title": pd.Series(titles, dtype=object)})
     plain = [plain_title(o) for o in titles]
     for i, title in enumerate(titles):
         try:
-            item = movie_id(films, title)
+            item = movie_id(movies, title)
             assert (
                 item == i
                 or plain[item] == plain[i]
@@ -93,10 +94,10 @@ def test_any_titles_find_themselves(titles):
     ["x" * 10_000, "a b " * 2500, "(a) " * 2500, "(" * 10_000, ")" * 10_000, ", the" * 2000, "." * 10_000],
 )
 def test_ten_thousand_characters(title):
-    find_movies(FILMS, title)
-    with pytest.raises(InputError, match="no film is called"):
-        movie_id(FILMS, title)
-    long = pd.concat([FILMS, pd.DataFrame({"title": [title]}, index=[77])])
+    find_movies(MOVIES, title)
+    with pytest.raises(InputError, match="no movie is called"):
+        movie_id(MOVIES, title)
+    long = pd.concat([MOVIES, pd.DataFrame({"title": [title]}, index=[77])])
     assert movie_id(long, title) == 77
 
 
@@ -104,23 +105,23 @@ def test_ten_thousand_characters(title):
 def test_a_title_that_is_no_text(value):
     for look in (find_movies, movie_id):
         with pytest.raises(InputError, match="a title must be text"):
-            look(FILMS, value)
+            look(MOVIES, value)
         with pytest.raises(InputError, match="no column title"):
-            look(FILMS[["year"]], "heat")
+            look(MOVIES[["year"]], "heat")
 
 
-def test_every_unique_title_finds_its_film(demo):
+def test_every_unique_title_finds_its_movie(demo):
     names = module._names(tuple(demo["title"]))
     unique = pd.Series(names.plain)[lambda o: ~o.duplicated(keep=False)].index
     assert len(unique) > 8000
     for i in unique[:: 1 if LONG else 10]:
-        assert np.flatnonzero(match_exact(names, demo["title"].iloc[i]) == 100).tolist() == [i]
+        assert np.flatnonzero(_match_exact(names, demo["title"].iloc[i]) == 100).tolist() == [i]
     odd = demo["title"].iloc[unique].str.contains(r"\d|#|^\W").to_numpy() | (np.arange(len(unique)) % 20 == 0)
     for i in unique[odd][:: 1 if LONG else 4]:  # where a year or an id may be seen, and some of the rest
         assert movie_id(demo, demo["title"].iloc[i]) == demo.index[i]
 
 
-def test_every_year_finds_its_film(demo):
+def test_every_year_finds_its_movie(demo):
     plain = demo["title"].map(plain_title)
     shared = demo[plain.duplicated(keep=False) & (plain != "") & demo["year"].notna()]
     keys = plain[shared.index] + shared["year"].map(" ({:.0f})".format)
@@ -151,7 +152,7 @@ def test_every_year_finds_its_film(demo):
         ("monty python and the holy grale", "Monty Python and the Holy Grail", 1975),
     ],
 )
-def test_the_film_that_is_meant(demo, written, title, year):
+def test_the_movie_that_is_meant(demo, written, title, year):
     found = demo.loc[movie_id(demo, written)]
     assert (found["title"], found["year"]) == (title, year)
 
@@ -163,8 +164,8 @@ def test_the_film_that_is_meant(demo, written, title, year):
         ("star wars", "near it: Star Wars"),
         ("toy story 4", "near it: Toy Story"),
         ("Heat (1996)", r"near it: Heat \(1995, id 6\)"),
-        ("318", "For the film with the id 318 write '#318'"),
-        ("#299999", "there is no film with the id 299999"),
+        ("318", "For the movie with the id 318 write '#318'"),
+        ("#299999", "there is no movie with the id 299999"),
         ("qwxz", "none comes near; the nearest is"),
     ],
 )

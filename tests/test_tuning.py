@@ -1,6 +1,6 @@
 """Choices made on validation ratings: the fast way against the long way; and the test stays out."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,14 +12,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounding import rounding
 from scipy import sparse
 
+from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth, label_matrix, operators, refine
-from correct_smooth.data import InputError, holdout, index_ratings, split, synthetic_data
+from correct_smooth.dataset import holdout, index_ratings, split
+from correct_smooth.diffusion import Diffusion
 from correct_smooth.evaluate import user_metrics
-from correct_smooth.graph import GraphConfig
+from correct_smooth.experiment import run
+from correct_smooth.graph import NORMALISATIONS, GraphConfig
 from correct_smooth.model import Embeddings
-from correct_smooth.recommender import CorrectSmoothRecommender, run
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig
-from correct_smooth.tuning import Grid, best, mixing, tune, user_auc
+from correct_smooth.tuning import Grid, best, judge, mixing, trials, tune, user_auc
 
 SOME = tried(15, 200)
 SMALL = Grid(shrinkage=(1, 6), alpha=(0.5, 2), half_trust=(0, 5), beta=(0.3,), T=(0, 1, 2), scale=("user",))
@@ -71,6 +75,15 @@ def world(seed, n_items=30, n_users=12):
     return Embeddings(*parts), labels, sparse.csr_matrix(A), index_ratings(data)
 
 
+@dataclass
+class Asked:
+    "Validation ratings, as far as `trials` reads them."
+
+    user: np.ndarray
+    item: np.ndarray
+    y: np.ndarray
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_row_is_what_refine_gives(seed):
     "The linear shortcut agrees with refining each setting by itself."
@@ -79,11 +92,11 @@ def test_every_row_is_what_refine_gives(seed):
     assert len(table) == 4 * 12
     Z = model.block(np.arange(labels.shape[1]))
     for row in table.to_dict("records"):
-        config = CorrectAndSmooth(**{k: v for k, v in row.items() if k in vars(CorrectAndSmooth())})
-        after = refine(Z, labels, operators(A, config), config)[valid.item, valid.user]
+        config = best(pd.DataFrame([row]))[1]
+        after = refine(Z, labels, operators(A), config)[valid.item, valid.user]
         # more than rounding, where no bound was met: all near ties fall one way, or all the other
         nudge = 1e-5 * (2 * valid.y - 1) * ((after > 0) & (after < 1))
-        low, high = (np.clip(after + o, 0, 1) for o in (-nudge, nudge))
+        low, high = (np.clip(after + change, 0, 1) for change in (-nudge, nudge))
         low, high = user_auc(valid.user, valid.y, np.array([low, high]), labels.shape[1]).mean(axis=1)
         slack = rounding(labels.shape[1], dtype=np.float64)
         assert low - slack <= row["roc_auc"] <= high + slack and high - low < 0.1
@@ -100,6 +113,72 @@ def test_fewer_users_are_drawn_from_a_seed():
     )
     pd.testing.assert_frame_equal(one, two)
     assert (one["roc_auc"] != other["roc_auc"]).any()
+
+
+def test_columns_of_users_may_come_from_anywhere():
+    "Users tried apart and put together are judged to the last digit as at once, whatever their order."
+    model, labels, A, valid = world(0)
+    settings, auc, base = trials(model, labels, {"one": A}, valid, SMALL)
+    assert auc.shape == (len(settings), len(base)) == (48, 12)
+    at_once = tune(model, labels, {"one": A}, valid, SMALL)
+    pd.testing.assert_frame_equal(judge(settings, auc, base), at_once, check_exact=True)
+    tables, columns, before = [], [], []
+    for start in (0, 6):
+        own = slice(start, start + 6)
+        mine = (valid.user >= own.start) & (valid.user < own.stop)
+        part = Asked(valid.user[mine] - start, valid.item[mine], valid.y[mine])
+        some = Embeddings(model.H, model.c, model.U[own], model.b[own])
+        table, found, untouched = trials(some, labels[:, own], {"one": A}, part, SMALL)
+        for kept, value in ((tables, table), (columns, found), (before, untouched)):
+            kept.append(value)
+    pd.testing.assert_frame_equal(*tables)
+    whole = judge(tables[0], np.hstack(columns), np.concatenate(before))
+    pd.testing.assert_frame_equal(whole, at_once, check_exact=True)
+
+
+def test_a_part_without_users_is_tried_as_well():
+    "No users, no columns: the same table of settings, and nothing to judge."
+    model, labels, A, valid = world(0)
+    nobody = Asked(valid.user[:0], valid.item[:0], valid.y[:0])
+    settings, auc, base = trials(model, labels, {"one": A}, nobody, SMALL)
+    pd.testing.assert_frame_equal(settings, trials(model, labels, {"one": A}, valid, SMALL)[0])
+    assert auc.shape == (48, 0) and base.shape == (0,)
+    with pytest.raises(InputError, match="no user has both a liked and another movie"):
+        judge(settings, auc, base)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_a_diffusion_is_tuned_over_its_own_graphs(normalisation):
+    "What the grid does not name stays, and each rule is smoothed over the graph that it would smooth over."
+    model, labels, A, valid = world(1)
+    usual = Diffusion(steps=2, spread_normalisation="row", normalisation=normalisation, smoothing="labels")
+    table = tune(model, labels, {"one": A}, valid, SMALL, usual)
+    plain = tune(model, labels, {"one": A}, valid, SMALL)
+    other = table["rule"] == "diffusion"
+    pd.testing.assert_frame_equal(table[~other], plain[~other], check_exact=True)
+    assert (table["gain"] != plain["gain"])[other].any()
+    for row in np.flatnonzero(other):
+        _, config = best(table.iloc[[row]], usual)
+        named = {name: table[name][row] for name in ("alpha", "half_trust", "spread", "scale", "beta", "T")}
+        assert config == replace(usual, smoothing="scores", **named)
+        Z = model.block(np.arange(labels.shape[1]))
+        after = refine(Z, labels, operators(A), config)[valid.item, valid.user]
+        found = user_auc(valid.user, valid.y, after[None], labels.shape[1]).mean()
+        assert abs(found - table["roc_auc"][row]) < 0.1  # near ties fall one way or the other
+
+
+def test_columns_that_say_nothing_are_empty():
+    "Shrinkage belongs to the neighbours' rule, spread and scale to diffusion."
+    model, labels, A, valid = world(0)
+    table = tune(model, labels, {"one": A}, valid, SMALL)
+    names = ["rule", "shrinkage", "spread", "scale", "alpha", "half_trust", "beta", "T"]
+    assert list(table.columns) == [*names, "roc_auc", "gain", "se", "low", "graph"]
+    filled = (
+        table.set_index("rule")[["shrinkage", "spread", "scale"]].notna().groupby("rule").agg(["min", "max"])
+    )
+    wanted = {"neighbours": (True, False, False), "own": (False,) * 3, "diffusion": (False, True, True)}
+    for rule, values in wanted.items():
+        assert list(filled.loc[rule]) == [value for value in values for _ in range(2)]
 
 
 def scrambled(data, hidden):
@@ -151,14 +230,14 @@ def test_the_choice_becomes_the_settings():
 def test_your_own_graph_is_tuned_too(tmp_path):
     "With edges there is one graph, and it stays the user's; the table is written with the results."
     data = synthetic_data(60, 80, 1_500, seed=0)
-    films = data.movies.index.to_numpy()
-    edges = pd.DataFrame({"source": films[:-1], "target": films[1:]})
+    movies = data.movies.index.to_numpy()
+    edges = pd.DataFrame({"source": movies[:-1], "target": movies[1:]})
     r = quick()
     tuning = r.tune(data, grid=SMALL, edges=edges)
     assert set(tuning.refinements["graph"]) == {"edges"} and r.graph == quick().graph
     edges.to_csv(tmp_path / "edges.csv", index=False)
     data_folder = tmp_path / "data"
-    from correct_smooth.data import write_tables
+    from correct_smooth.sources import write_tables
 
     write_tables(data, data_folder)
     told = run(data_folder, tmp_path / "out", recommender=quick(), edges=tmp_path / "edges.csv", tune=True)
@@ -186,7 +265,7 @@ def test_nothing_to_judge_by_is_an_error():
     "Validation ratings that are all liked, or none, settle nothing."
     model, labels, A, valid = world(0)
     same = replace(valid, y=np.ones_like(valid.y))
-    with pytest.raises(InputError, match="no user has both a liked and another film"):
+    with pytest.raises(InputError, match="no user has both a liked and another movie"):
         tune(model, labels, {"one": A}, same, SMALL)
 
 
@@ -212,9 +291,9 @@ def test_what_is_saved_is_what_was_fitted(change, tmp_path):
 def test_what_the_grid_does_not_name_stays_as_set():
     "The user's own graph and the other settings of refinement survive tuning."
     data = synthetic_data(60, 80, 1_500, seed=0)
-    r = quick().set_params(graph=GraphConfig(k=3, symmetrise=False), refinement=CorrectAndSmooth(steps=4))
+    r = quick().set_params(graph=GraphConfig(k=3, symmetrise=False), refinement=Diffusion(steps=4))
     r.set_params(refinement__normalisation="symmetric")
-    tuning = r.tune(data, grid=SMALL)
+    tuning = r.tune(data, grid=replace(SMALL, shrinkage=(), own=False))
     assert r.graph.k == 3 and not r.graph.symmetrise and len(set(tuning.refinements["graph"])) == 3
     assert (r.refinement.steps, r.refinement.normalisation) == (4, "symmetric")
     asked = (GraphConfig(k=5), GraphConfig(k=5, symmetrise=False))
@@ -277,7 +356,7 @@ def test_another_graph_must_fit(broken, message):
     r = quick().fit(synthetic_data(60, 80, 1_500, seed=0))
     with pytest.raises(InputError, match=message):
         r.with_refinement(CorrectAndSmooth(), broken(r.A_))
-    with pytest.raises(InputError, match="refinement must be a CorrectAndSmooth, got 'own'"):
+    with pytest.raises(InputError, match="refinement must be a .*, got 'own'"):
         r.with_refinement("own")
 
 
