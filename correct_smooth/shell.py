@@ -10,6 +10,7 @@ __all__ = ['cs_run', 'cs_recommend', 'cs_similar', 'cs_fold_in', 'cs_partition',
 # %% ../nbs/12b_shell.ipynb #c002
 import atexit
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -129,6 +130,11 @@ def _ended(name: str, error: BaseException) -> SystemExit:
     return end
 
 # %% ../nbs/12b_shell.ipynb #rb_command
+def _hyphens(argument: str) -> str:
+    "A flag as it is defined, also where it was written with underscores."
+    return re.sub(r"^--\w+", lambda flag: flag[0].replace("_", "-"), argument)
+
+
 def command(main: Callable[..., None]) -> Callable[..., None]:
     "Make a function a command: called without arguments, it takes them from the command line."
     name = main.__name__
@@ -148,7 +154,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         parser.print_help = lambda: say(parser.format_help(), end="")
         try:
             _interruptible()
-            flags = vars(parser.parse_args())
+            flags = vars(parser.parse_args([_hyphens(argument) for argument in sys.argv[1:]]))
             main(**{flag: value for flag, value in flags.items() if flag not in ("pdb", "xtra")})
         except _one_line_errors() as error:
             raise _ended(name, error) from None
