@@ -6,8 +6,8 @@ Docs: https://correct-smooth.github.io/correct_smooth/correct_smooth.html.md"""
 
 # %% auto #0
 __all__ = ['RULES', 'label_matrix', 'cells', 'residual', 'correct', 'smooth', 'neighbour_residual', 'trust', 'Operators',
-           'operators', 'Refinement', 'CorrectAndSmooth', 'refine', 'user_blocks', 'neighbour_sums', 'refine_at',
-           'pair_blocks', 'Scorer']
+           'Refinement', 'CorrectAndSmooth', 'refine', 'user_blocks', 'neighbour_sums', 'refine_at', 'pair_blocks',
+           'Scorer']
 
 # %% ../nbs/05_correct_smooth.ipynb #c002
 from collections.abc import Callable, Iterator
@@ -141,11 +141,6 @@ class Operators:
     def S(self) -> sparse.csr_matrix:
         "A with rows that sum to one, to smooth over."
         return self.normalised("row")
-
-
-def operators(A: sparse.csr_matrix, config: object = None) -> Operators:  # the same for all settings
-    "Prepare a graph once, for any number of users."
-    return Operators(A)
 
 # %% ../nbs/05_correct_smooth.ipynb #ra14
 class Refinement:

@@ -24,8 +24,8 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 
 from .checks import InputError, check_choice, check_number, generator
-from .correct_smooth import CorrectAndSmooth, Refinement, Scorer, label_matrix, operators
-from .data import MovieData, check_data, check_liked
+from .correct_smooth import CorrectAndSmooth, Operators, Refinement, Scorer, label_matrix
+from .data import MovieData, check_liked
 from correct_smooth.dataset import (
     LABEL_RULES,
     Dataset,
@@ -335,8 +335,6 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def _dataset(self, data: MovieData | Dataset) -> Dataset:
         "Training ratings by position, with a standard for each user, by which the model will judge."
-        if not isinstance(data, Dataset):
-            check_data(data)
         numbered = index_ratings(data)
         if not len(numbered):
             raise InputError("there are no ratings to learn from")
@@ -412,7 +410,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         data, refinement = state.data, state.settings["refinement"]
         aims = targets(data, state.settings["training"].target)
         labels = label_matrix(data.user, data.item, aims, (len(data.items), len(data.users) + 1))
-        model, ready = self._average(state, X), operators(state.A, refinement)
+        model, ready = self._average(state, X), Operators(state.A)
         self.state_, self.X_ = state, X
         self.scorer_ = Scorer(model, labels, ready, refinement)
         self.seen_ = _only_seen(data)
@@ -641,8 +639,6 @@ class CorrectSmoothRecommender(BaseEstimator):
     def _predictions(self, test: MovieData | Dataset) -> pd.DataFrame:
         "Held-out ratings with their labels and scores, by id."
         self._rows([])
-        if not isinstance(test, Dataset):
-            check_data(test)
         held = index_ratings(test)
         unjudged = not isinstance(test, Dataset) and test.thresholds is None
         if unjudged or self.state_.settings["liked"] is not None:
@@ -679,7 +675,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         other.state_ = replace(state, settings=settings)
         if A is not None:
             other.state_ = replace(other.state_, A=check_graph(A, len(self.items_)), own_graph=True)
-        ready = operators(other.A_, refinement)
+        ready = Operators(other.A_)
         other.scorer_ = replace(self.scorer_, config=refinement, graph=ready)
         return other
 

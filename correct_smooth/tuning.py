@@ -19,7 +19,7 @@ from scipy import sparse
 from scipy.special import comb
 
 from .checks import InputError, check_choice, check_number, generator
-from .correct_smooth import CorrectAndSmooth, Operators, Refinement, correct, operators
+from .correct_smooth import CorrectAndSmooth, Operators, Refinement, correct
 from .correct_smooth import residual, trust
 from .dataset import Interactions
 from .diffusion import Diffusion
@@ -164,7 +164,7 @@ def trials(
     bench = Bench(model.block(users), labels[:, users], item, user, valid.y[chosen])
     rows, auc = [], []
     for name, A in graphs.items():
-        for settings, found in bench.tried(operators(A), grid, usual):
+        for settings, found in bench.tried(Operators(A), grid, usual):
             rows += [{**_columns(config), "graph": name} for config in settings]
             auc.append(found)
     return pd.DataFrame(rows), np.vstack(auc), bench.auc(bench.Z[item, user][None])[0]

@@ -15,6 +15,7 @@ from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import (
     RULES,
     CorrectAndSmooth,
+    Operators,
     Refinement,
     Scorer,
     cells,
@@ -22,7 +23,6 @@ from correct_smooth.correct_smooth import (
     label_matrix,
     neighbour_residual,
     neighbour_sums,
-    operators,
     refine,
     residual,
     smooth,
@@ -156,7 +156,7 @@ def plain(A, z, known, y, config):
 def test_refine_equals_a_plain_loop(world, config):
     "A block of users at once gives what each user alone would get."
     A, Z, known, Y = world
-    found = refine(Z, marked(known, Y), operators(A), config)
+    found = refine(Z, marked(known, Y), Operators(A), config)
     dense = A.toarray().astype(np.float64)
     columns = range(Z.shape[1])
     wanted = [plain(dense, Z[:, u], known[:, u], Y[:, u], config) for u in columns]
@@ -169,7 +169,7 @@ def test_refine_equals_a_plain_loop(world, config):
 def test_refined_scores_lie_between_0_and_1(world, config):
     "Whatever the settings, refined scores are finite and in bounds."
     A, Z, known, Y = world
-    found = refine(Z, marked(known, Y), operators(A), config)
+    found = refine(Z, marked(known, Y), Operators(A), config)
     assert found.shape == Z.shape and np.isfinite(found).all()
     assert found.min() >= 0 and found.max() <= 1
 
@@ -179,7 +179,7 @@ def test_refined_scores_lie_between_0_and_1(world, config):
 def test_nothing_handed_in_is_changed(world, config):
     "Scores, labels and graph are the same after refining."
     A, Z, known, Y = world
-    labels, graph = marked(known, Y), operators(A)
+    labels, graph = marked(known, Y), Operators(A)
     held = [Z, A.data, A.indices, labels.data, labels.indices]
     held += [graph.with_self.data, *(graph.normalised(how).data for how in NORMALISATIONS)]
     before = [array.copy() for array in held]
@@ -194,7 +194,7 @@ def test_without_trust_or_steps_scores_stay(world, rule):
     "alpha = 0 and T = 0 change nothing, nor do many steps with beta = 0."
     A, Z, known, Y = world
     for config in (made(rule, alpha=0, T=0), made(rule, alpha=0, beta=0, T=3)):
-        assert_array_equal(refine(Z, marked(known, Y), operators(A), config), Z)
+        assert_array_equal(refine(Z, marked(known, Y), Operators(A), config), Z)
 
 
 @SOME
@@ -205,7 +205,7 @@ def test_without_labels_only_smoothing_is_left(world, rule, shrinkage):
     none = marked(known & False, Y)
     for T in (0, 2):
         config = made(rule, shrinkage, T=T)
-        graph = operators(A)
+        graph = Operators(A)
         wanted = Z if T == 0 else np.clip(smooth(Z, graph.S, config.beta, T), 0, 1)
         assert_array_equal(refine(Z, none, graph, config), wanted)
         by_labels = Diffusion(smoothing="labels", T=T)
@@ -218,7 +218,7 @@ def test_right_scores_are_not_corrected(world, rule):
     "Where the labels are what was predicted there is nothing to correct."
     A, Z, known, _ = world
     config = made(rule, shrinkage=0)
-    assert_array_equal(refine(Z, marked(known, Z), operators(A), config), Z)
+    assert_array_equal(refine(Z, marked(known, Z), Operators(A), config), Z)
 
 
 @SOME
@@ -228,9 +228,9 @@ def test_numbering_does_not_matter(world, config, random):
     A, Z, known, Y = world
     movie, user = (np.array(random.sample(range(o), o)) for o in Z.shape)
     there = np.ix_(movie, user)
-    plainly = refine(Z, marked(known, Y), operators(A), config)
+    plainly = refine(Z, marked(known, Y), Operators(A), config)
     shuffled = marked(known[there], Y[there])
-    graph = operators(sparse.csr_matrix(A[movie][:, movie]))
+    graph = Operators(sparse.csr_matrix(A[movie][:, movie]))
     assert_allclose(refine(Z[there], shuffled, graph, config), plainly[there], rtol=0, atol=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_numbering_does_not_matter(world, config, random):
 def test_users_do_not_touch_each_other(world, config):
     "A user's scores are the same alone and in company."
     A, Z, known, Y = world
-    labels, graph = marked(known, Y), operators(A)
+    labels, graph = marked(known, Y), Operators(A)
     together = refine(Z, labels, graph, config)
     for u in range(Z.shape[1]):
         alone = refine(Z[:, [u]], labels[:, [u]], graph, config)
@@ -294,7 +294,7 @@ def test_held_residuals_put_the_labels_in(world):
     "With a fixed scale and full trust, labelled movies score their label, however far residuals are spread."
     A, Z, known, Y = world
     config = Diffusion(alpha=1, half_trust=0, spread=0.7, steps=4)
-    found = refine(Z, marked(known, Y), operators(A), config)
+    found = refine(Z, marked(known, Y), Operators(A), config)
     assert_allclose(found[known], Y[known], rtol=0, atol=1e-6)
 
 
@@ -330,7 +330,7 @@ def test_corrections_are_linear_in_the_residual(world, a, which):
     "Where nothing is clamped or rescaled, a times the residual gives a times the correction."
     A, Z, known, Y = world
     E = residual(Z, marked(known, Y))
-    graph = operators(A)
+    graph = Operators(A)
 
     def R(E):
         if which == "fixed":
@@ -379,7 +379,7 @@ def test_full_trust_puts_the_labels_in(world):
     "With the own rule, alpha = 1 and T = 0, labelled movies score their label, stored 0s too."
     A, Z, known, Y = world
     config = CorrectAndSmooth("own", alpha=1, half_trust=0, T=0)
-    found = refine(Z, marked(known, Y), operators(A), config)
+    found = refine(Z, marked(known, Y), Operators(A), config)
     assert_allclose(found, np.where(known, Y, Z), rtol=0, atol=1e-6)
 
 
@@ -390,7 +390,7 @@ def test_disliked_movies_are_labels_too():
     assert Y.nnz == 1
     config = CorrectAndSmooth("neighbours", alpha=1, half_trust=0, shrinkage=1.5)
     model = Embeddings(*(np.zeros(o, np.float32) for o in ((3, 2), 3, (2, 2), 2)))
-    scorer = Scorer(model, Y, operators(A), config)
+    scorer = Scorer(model, Y, Operators(A), config)
     base, refined = scorer.pairs(np.array([1, 1, 1, 0, 0, 0]), np.array([0, 1, 2, 0, 1, 2]))
     assert_array_equal(base, np.float32(0.5))
     half_less = 0.5 - 0.5 * np.array([1 / 2.5, 0.5 / 2, 0])
@@ -429,7 +429,7 @@ def scorers(draw):
     (n, m), k = Z.shape, draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     parts = (rng.normal(0, 2, o).astype(np.float32) for o in ((n, k), n, (m, k), m))
-    return Scorer(Embeddings(*parts), marked(known, Y), operators(A), config)
+    return Scorer(Embeddings(*parts), marked(known, Y), Operators(A), config)
 
 
 @SOME
@@ -470,7 +470,7 @@ def test_pairs_equal_blocks(scorer, size, data):
 def test_neighbour_residual_is_two_sparse_products(world, shrinkage):
     "The compiled loops against A E and A times the pattern of E, dense, whichever way edges point."
     A, Z, known, Y = world
-    E, weights = residual(Z, marked(known, Y)), operators(A).with_self
+    E, weights = residual(Z, marked(known, Y)), Operators(A).with_self
     total, weight = weights.toarray() @ E.toarray(), weights.toarray() @ known.astype(np.float32)
     expected = np.where(weight > 0, total / np.maximum(weight + shrinkage, 1e-9), 0)
     assert_allclose(neighbour_residual(E, weights, shrinkage), expected, rtol=0, atol=1e-5)
@@ -555,7 +555,7 @@ def test_a_graph_that_nobody_smooths_over_is_never_normalised(rule, monkeypatch)
     model, known = Embeddings(*arrays), rng.random((30, 8)) < 0.3
     labels, A = marked(known, np.ones(known.shape)), sparse.random(30, 30, 0.2, "csr", np.float32, rng=rng)
     for T, wanted in ((0, []), (1, ["row"])):
-        scorer = Scorer(model, labels, operators(A), CorrectAndSmooth(rule, T=T))
+        scorer = Scorer(model, labels, Operators(A), CorrectAndSmooth(rule, T=T))
         users, item = np.arange(8), np.arange(8)
         scorer.pairs(users, item)
         assert len(list(scorer.blocks(users))) == 1
@@ -572,7 +572,7 @@ def test_parts_add_up_to_the_refined_score(world, config, item):
     A, Z, known, Y = world
     if isinstance(config, Diffusion) and (config.scale != "fixed" or config.smoothing == "labels"):
         config = Diffusion(config.alpha, config.half_trust, config.spread, config.steps, T=config.T)
-    item, labels, graph = item % len(Z), marked(known, Y), operators(A)
+    item, labels, graph = item % len(Z), marked(known, Y), Operators(A)
     whole = refine(Z, labels, graph, config)
     for u in range(Z.shape[1]):
         found = parts(item, lambda at, u=u: Z[at, u], labels[:, [u]], graph, config)
@@ -610,7 +610,7 @@ def test_a_rule_of_your_own_goes_through_everything():
     model, known = Embeddings(*arrays), rng.random((30, 8)) < 0.3
     labels, A = marked(known, rng.random(known.shape)), sparse.random(30, 30, 0.4, "csr", np.float32, rng=rng)
     for T in (0, 1, 2):
-        scorer = Scorer(model, labels, operators(A), Strong(T=T))
+        scorer = Scorer(model, labels, Operators(A), Strong(T=T))
         ((_, base, whole),) = scorer.blocks(np.arange(8))
         user, item = np.divmod(np.arange(8 * 30), 30)
         assert_allclose(scorer.pairs(user, item)[1], whole[item, user], rtol=0, atol=1e-5)

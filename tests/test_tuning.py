@@ -13,7 +13,7 @@ from rounding import rounding
 from scipy import sparse
 
 from correct_smooth.checks import InputError
-from correct_smooth.correct_smooth import CorrectAndSmooth, label_matrix, operators, refine
+from correct_smooth.correct_smooth import CorrectAndSmooth, Operators, label_matrix, refine
 from correct_smooth.dataset import holdout, index_ratings, split
 from correct_smooth.diffusion import Diffusion
 from correct_smooth.evaluate import user_metrics
@@ -93,7 +93,7 @@ def test_every_row_is_what_refine_gives(seed):
     Z = model.block(np.arange(labels.shape[1]))
     for row in table.to_dict("records"):
         config = best(pd.DataFrame([row]))[1]
-        after = refine(Z, labels, operators(A), config)[valid.item, valid.user]
+        after = refine(Z, labels, Operators(A), config)[valid.item, valid.user]
         # more than rounding, where no bound was met: all near ties fall one way, or all the other
         nudge = 1e-5 * (2 * valid.y - 1) * ((after > 0) & (after < 1))
         low, high = (np.clip(after + change, 0, 1) for change in (-nudge, nudge))
@@ -162,7 +162,7 @@ def test_a_diffusion_is_tuned_over_its_own_graphs(normalisation):
         named = {name: table[name][row] for name in ("alpha", "half_trust", "spread", "scale", "beta", "T")}
         assert config == replace(usual, smoothing="scores", **named)
         Z = model.block(np.arange(labels.shape[1]))
-        after = refine(Z, labels, operators(A), config)[valid.item, valid.user]
+        after = refine(Z, labels, Operators(A), config)[valid.item, valid.user]
         found = user_auc(valid.user, valid.y, after[None], labels.shape[1]).mean()
         assert abs(found - table["roc_auc"][row]) < 0.1  # near ties fall one way or the other
 

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from correct_smooth.correct_smooth import CorrectAndSmooth, Scorer, label_matrix, operators
+from correct_smooth.correct_smooth import CorrectAndSmooth, Operators, Scorer, label_matrix
 from correct_smooth.dataset import Dataset, holdout, index_ratings, split
 from correct_smooth.evaluate import compare, user_metrics
 from correct_smooth.features import MovieFeatures
@@ -118,7 +118,7 @@ def measure(folder: Path, scale: float, epochs: int, ensemble: int, seed: int = 
         shape = (len(pairs.items), len(pairs.users) + 1)
         Y = label_matrix(pairs.user, pairs.item, targets(pairs, "margin"), shape)
         rules = CorrectAndSmooth()
-        scorer = Scorer(model, Y, operators(A, rules), rules)
+        scorer = Scorer(model, Y, Operators(A), rules)
         assert (
             scorer.graph.with_self_by_column.nnz == scorer.graph.with_self.nnz
         )  # made now, not on first use
