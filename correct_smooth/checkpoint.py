@@ -100,14 +100,16 @@ CHECKPOINT_FORMAT = 3
 def fingerprint(training: Training, n_users: int, sums: list[int]) -> str:
     "A name for a training, after everything that decides how it ends."
     arrays: dict[str, np.ndarray] = {}
-    for name, matrix in (("X", training.X), ("S", training.S)):
+    content = training.X[:, : training.X.shape[1] - training.audience.axes]
+    for name, matrix in (("X", content), ("S", training.S)):
         if matrix is not None:
             arrays |= {f"{name}.{part}": getattr(matrix, part) for part in ("data", "indices", "indptr")}
     if training.start is not None:
         weights = training.start.state_dict().items()
         arrays |= {f"start.{k}": w.numpy(force=True) for k, w in weights if k not in USER_TABLES}
     versions = [CHECKPOINT_FORMAT, torch.__version__, np.__version__]
-    settings = [asdict(training.model_config), asdict(training.config), training.seed, training.last]
+    stages = [asdict(training.model_config), asdict(training.config), asdict(training.audience)]
+    settings = [stages, training.seed, training.last]
     return sha256_of(arrays, [training.X.shape, n_users, versions, settings, sums])[:32]
 
 # %% ../nbs/11_checkpoint.ipynb #p7

@@ -23,6 +23,7 @@ from scipy import sparse
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
+from .audience import AudienceConfig, withhold_audience
 from .checks import InputError, check_choice, check_number, generator
 from .dataset import Interactions
 from .model import ItemUserModel, ModelConfig
@@ -257,10 +258,11 @@ class Training:
         S: sparse.csr_matrix | None = None,
         last: int | None = None,  # epochs after which it ends in any case; None: as set
         start: ItemUserModel | None = None,
+        audience: AudienceConfig | None = None,
     ):  # all of it as for `train`
         self.X, self.pairs, self.valid, self.S, self.start = X, pairs, valid, S, start
         self.model_config, self.config, self.seed = model_config, config, seed
-        self.last = min(config.epochs, last or config.epochs)
+        self.audience, self.last = audience or AudienceConfig(0), min(config.epochs, last or config.epochs)
         self.rng, self.best, self.stopped = generator(seed), Best(), False
         self.history: list[dict[str, float]] = []
         self.target = targets(pairs, config.target)
@@ -286,8 +288,8 @@ class Training:
 
     def epoch_loss(self, steps: Iterable[Batch]) -> float:
         "Losses of an epoch, added up."
-        device, S = self.config.device, self.S
-        return train_epoch(self.model, self.X, self.pairs, self.target, self.optimizer, steps, device, S)
+        X, device = withhold_audience(self.X, self.audience, self.seed, self.epoch), self.config.device
+        return train_epoch(self.model, X, self.pairs, self.target, self.optimizer, steps, device, self.S)
 
     def valid_loss(self) -> float:
         "Losses on ratings that were held back, added up; nan without any."
@@ -384,6 +386,7 @@ def train(
     stop: int | None = None,  # end after so many epochs; None: after all
     start: ItemUserModel | None = None,  # weights to begin with, copied; the optimizer begins anew
     callbacks: Sequence[Callback] = (),  # what else to do at the beginning and after each epoch
+    audience: AudienceConfig | None = None,  # of the last columns of X, made of `pairs`; None: there are none
 ) -> Trained:
     "Train on all users at once, with early stopping where there are validation ratings."
     check_device(config)
@@ -391,7 +394,6 @@ def train(
         raise InputError("there are no ratings to train on")
     if valid is not None and not len(valid):
         raise InputError("there are no ratings to stop by; give None to train without")
-    if stop is not None:
-        check_number("stop", stop, 1, whole=True)
-    training = Training(X, pairs, valid, model_config, config, seed, S, stop, start)
+    check_number("stop", 1 if stop is None else stop, 1, whole=True)
+    training = Training(X, pairs, valid, model_config, config, seed, S, stop, start, audience)
     return run_training(training, callbacks, progress)
