@@ -23,6 +23,7 @@ from correct_smooth.evaluate import (
     compare,
     diversity,
     gain_by_history,
+    mean_interval,
     user_metrics,
 )
 from correct_smooth.plots import plot_calibration, plot_diversity
@@ -359,6 +360,12 @@ def test_many_users_have_the_interval_that_the_bootstrap_approaches():
         assert ((few[end] - many[end]).abs() < 2 * half / 20).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_users_have_no_interval(n):
+    assert np.isnan(mean_interval(np.ones((n, 3)))).all()
+
+
 def test_comparing_needs_the_same_users():
     "Metrics of other users, or of none, are refused."
     x = frame(np.random.default_rng(0), 5)
@@ -409,17 +416,25 @@ def test_diversity_is_what_its_words_say(case):
     lists, p = case
     own = [o for o in ({int(i) for i in row if i >= 0} for row in lists) if o]
     movies = [i for o in own for i in o]
-    found = diversity(lists, p)
+    found = diversity(lists, p, n_users=3)
     assert found["coverage"] == pytest.approx(len(set(movies)) / len(p))
     assert found["popularity"] == pytest.approx(np.mean([p[i] for i in movies]))
     assert found["catalogue"] == pytest.approx(p.mean())
     below = [np.mean([1 if o < p[i] else 0.5 if o == p[i] else 0 for o in p]) for i in movies]
     assert found["percentile"] == pytest.approx(np.mean(below))
+    assert found["unrated"] == pytest.approx(np.mean([p[i] == 0 for i in movies]))
+    assert found["novelty"] == pytest.approx(np.mean([-np.log2((p[i] + 1) / 4) for i in movies]))
     shared = [len(a & b) / len(a) for j, a in enumerate(own) for k, b in enumerate(own) if j != k]
     if shared:
         assert found["overlap"] == pytest.approx(np.mean(shared), abs=1e-12)
     else:
         assert np.isnan(found["overlap"])
+
+
+def test_novelty_is_looked_at_where_users_are_counted():
+    "A movie that all have rated has no news, one that nobody has rated log2(n + 1) bits."
+    rated, new = (diversity(np.array([[i]]), np.array([7, 0]), n_users=7)["novelty"] for i in (0, 1))
+    assert (rated, new) == (0, 3) and "novelty" not in diversity(np.array([[0]]), np.array([7, 0]))
 
 
 @SOME

@@ -1,10 +1,12 @@
 """The page about a run: whatever ids and titles hold stays text, nothing is fetched, and it renders."""
 
 import base64
+import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,9 +18,17 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from correct_smooth.checks import InputError
+from correct_smooth.dataset import index_ratings
 from correct_smooth.evaluate import METRICS
+from correct_smooth.experiment import report, run
+from correct_smooth.graph import GraphConfig
+from correct_smooth.lists import LIST_METRICS, list_table
 from correct_smooth.plots import plot_gains
-from correct_smooth.report import Example, finding, html_report
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.report import _ORDERINGS, Example, finding, html_report, list_finding, list_lines
+from correct_smooth.sources import write_tables
+from correct_smooth.synthetic import synthetic_data
+from correct_smooth.train import TrainConfig
 
 SOME = tried(15, 200)
 VOID = {"meta", "img"}
@@ -58,9 +68,20 @@ class Page(HTMLParser):
         return [text for tag, text in self.texts if tag in tags]
 
 
+def found_on_lists(liked, watched):
+    "What one ordering has over popular ones, liked and watched."
+    over = {"ndcg_liked": list(liked), "ndcg_watched": list(watched)}
+    return {"ndcg_liked": 0.1 + liked[0], "ndcg_watched": 0.2 + watched[0], "over_popular": over}
+
+
 def summary(name="some data", interval=(0.01, 0.03), **changes):
     "What a run tells, made up."
-    facts = dict(coverage=0.1, popularity=80.0, catalogue=9.0, percentile=0.7, overlap=0.2)
+    facts = dict(coverage=0.1, popularity=80.0, catalogue=9.0, percentile=0.7, overlap=0.2, novelty=3.25)
+    lists = {
+        "popular": {**facts, "ndcg_liked": 0.1, "ndcg_watched": 0.2},
+        "base": {**facts, **found_on_lists(liked=(-0.06, -0.07, -0.05), watched=(0, -0.01, 0.01))},
+        "both": {**facts, "overlap": float("nan"), **found_on_lists((0.06, 0.05, 0.07), (0.1, 0.08, 0.12))},
+    }
     return {
         "data": {"name": name, "users": 1234, "items": 10, "ratings": 56789, "dropped": {}},
         "base": dict.fromkeys(METRICS, 0.7),
@@ -72,7 +93,7 @@ def summary(name="some data", interval=(0.01, 0.03), **changes):
         "by_history": [dict(fewest=1, most=2000, users=1200, delta=-0.01, low=-0.02, high=0.01)],
         "epochs": 3,
         "reading": ["ROC AUC is up."],
-        "diversity": {"base": facts, "refined": {**facts, "overlap": float("nan")}},
+        "lists": lists,
         "seconds": {"fit": 1.25},
         "config": {"seed": 0, "graph": {"blocks": ["a", "b"], "k": 20}, "model": {"alpha": None}},
         "versions": {"python": "3.11"},
@@ -80,11 +101,11 @@ def summary(name="some data", interval=(0.01, 0.03), **changes):
     }
 
 
-def example(user="ann", titles=("Alien", "Heat"), recommended=("Up",)):
+def example(user="ann", titles=("Alien", "Heat"), recommended=("Up",), **scores):
     n, m = len(titles), len(recommended)
     titles, recommended = (pd.Series(o, dtype=object) for o in (titles, recommended))
     history = {"title": titles, "rating": np.linspace(1, 5, n), "liked": np.arange(n) % 2 == 0}
-    got = {"rank": range(1, m + 1), "title": recommended, "base": 0.5, "refined": 0.625}
+    got = {"rank": range(1, m + 1), "title": recommended, "base": 0.5, "refined": 0.625, **scores}
     return Example(user, pd.DataFrame(history), pd.DataFrame(got))
 
 
@@ -117,7 +138,7 @@ def test_text_stays_text(text):
         seconds={text: 1.0},
     )
     told["data"]["dropped"] = {text: 3}
-    told["diversity"] = {o: {text: 0.5} for o in ("base", "refined")}
+    told["lists"] = {"popular": told["lists"]["popular"], text: told["lists"]["both"]}
     for part in ("base", "refined", "delta", "ci95"):
         told[part] = {**told[part], text: told[part]["f1"]}
     page = Page(html_report(told, {text: drawn()}, [example(text, [text], [text])]))
@@ -127,7 +148,9 @@ def test_text_stays_text(text):
         *("aria-label", "scope", "src", "alt"),
     }
     assert page.of("h1") == [text] and f"User {text}" in page.of("h3") and text in page.of("figcaption")
-    assert page.of("th").count(text) == 6  # metric, fact, movie rated, movie recommended, package, stage
+    assert (
+        page.of("th").count(text) == 7
+    )  # metric, ordering twice, movie rated, movie recommended, package, stage
     assert ("alt", text) in page.attributes
 
 
@@ -212,6 +235,61 @@ def test_no_gain_is_said_to_be_no_gain():
         assert cells.count("open") == 9 and "gain" not in cells
 
 
+def test_what_the_page_says_of_lists():
+    "A row an ordering with its interval, a column an ordering with its facts, a sentence about the last."
+    read = Page(html_report(summary(), {}))
+    cells = read.of("td", "th")
+    assert "bothmost likely to be watched, and then liked" in cells
+    assert {"0.160", "+0.050, +0.070", "0.300", "+0.080, +0.120", "−0.070, −0.050", "3.25"} <= set(cells)
+    assert cells.count("–") == 3  # popular is not compared with itself, and one overlap is nan
+    assert any(o.startswith("Against the most popular movies") for o in read.of("p"))
+    assert "Is it worth watching?" in read.of("h2")
+    bare = summary()
+    del bare["lists"]
+    assert "Is it worth watching?" not in Page(html_report(bare, {})).of("h2")
+
+
+def test_lists_are_judged_by_their_interval():
+    "More, less, or neither; nothing is said of lists that nobody has judged."
+    told = summary()
+    assert list_finding(told) == (
+        'Against the most popular movies, lists by "both" hold more of what users liked (NDCG 0.160 against '
+        "0.100), and more of what users watched (NDCG 0.300 against 0.200)."
+    )
+    del told["lists"]["both"]
+    assert 'by "base" hold less of what users liked' in list_finding(told)
+    assert "and neither clearly more nor less of what users watched" in list_finding(told)
+    assert list_finding({}) == list_finding({"lists": {"popular": told["lists"]["popular"]}}) == ""
+
+
+def test_lists_on_a_terminal():
+    "A line an ordering, marked where it has more than popular; dashes where nothing was judged."
+    table = {line.split()[0]: line.split()[1:] for line in list_lines(summary()) if line}
+    assert table["popular"] == ["0.100", "0.200", "10.0%", "70.0%", "20.0%"]
+    assert table["base"][:2] == ["0.040", "0.200"] and table["both"][:2] == ["0.160*", "0.300*"]
+    assert table["both"][-1] == "–" and list_lines({}) == []
+    facts = {"coverage": 0.5, "percentile": 0.25, "overlap": 1.0}
+    (line,) = (o for o in list_lines({"lists": {"refined": facts}}) if o.startswith("refined"))
+    assert line.split()[1:] == ["–", "–", "50.0%", "25.0%", "100.0%"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "head"),
+    [
+        ({}, ["Rank", "Movie", "Base", "C+S"]),
+        ({"watch": np.nan, "score": 0.5}, ["Rank", "Movie", "Base", "C+S", "Score"]),
+        ({"score": 0.25, "watch": 0.5}, ["Rank", "Movie", "Base", "C+S", "Watch", "Score"]),
+    ],
+)
+def test_scores_of_what_is_recommended(scores, head):
+    "All that there are, in one order; none of which nothing is known."
+    cells = Page(html_report(summary(), {}, [example(**scores)])).of("td", "th")
+    at = cells.index("Rank")
+    assert cells[at : at + len(head)] == head
+    shown = ["1", "Up", "0.500", "0.625", *(f"{scores[o.lower()]:.3f}" for o in head[4:])]
+    assert cells[at + len(head) :][: len(head)] == shown
+
+
 @pytest.mark.parametrize("key", ["data", "ci95", "by_history", "versions"])
 def test_a_summary_that_lacks_something_is_refused(key):
     with pytest.raises(InputError, match=f"the summary has no '{key}'"):
@@ -252,7 +330,7 @@ def test_a_browser_shows_it(tmp_path):
 
 def test_nothing_of_the_method_loads_pyplot():
     "Nor any other part of matplotlib: it is imported when something is drawn."
-    names = "features graph edges model encoders evaluate plots topn report"
+    names = "features graph edges model encoders evaluate lists plots topn report"
     code = f"""
 import sys
 from importlib import import_module
@@ -261,3 +339,52 @@ for name in {names.split()}:
 assert not [name for name in sys.modules if name.startswith("matplotlib")]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Watching(CorrectSmoothRecommender):
+    "A recommender whose lists and scores by watching are made up."
+
+    orderings = ("popular", "base", "like", "watch", "both")
+
+    def evaluate(self, test):
+        found, rng = super().evaluate(test), np.random.default_rng(0)
+        held, users = index_ratings(test), found.users["user_id"].to_numpy()
+        n_items = len(self.items_)
+        lists = {o: rng.random((len(users), n_items)).argsort(axis=1)[:, :10] for o in self.orderings}
+        item = self.items_.get_indexer(held.items)[held.item]
+        table = list_table(lists, users, held.users[held.user], item, held.y, n_items)
+        return replace(found, lists=lists, list_users=table, n_users=len(self.users_))
+
+    def recommend(self, *args, **kwargs):
+        found = super().recommend(*args, **kwargs).drop(columns=["watch", "score"], errors="ignore")
+        return found.assign(watch=0.125, score=0.0625) if "watch" in self.orderings else found
+
+
+class Unwatching(Watching):
+    "The same without a watch score."
+
+    orderings = ("popular", "base", "like")
+
+
+@pytest.mark.parametrize("kind", [Watching, Unwatching])
+def test_a_run_tells_of_every_ordering(tmp_path, kind):
+    "In the summary, on the terminal, on the page, in a picture."
+    write_tables(synthetic_data(60, 80, 1_500, seed=0), tmp_path / "world")
+    quick = kind(graph=GraphConfig(k=5), training=TrainConfig(epochs=2), ensemble=1, progress=False)
+    told = run(tmp_path / "world", tmp_path / "out", seed=3, recommender=quick)
+    kept = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert kept["lists"] == told["lists"] and list(kept["lists"]) == list(kind.orderings)
+    last = kept["lists"][kind.orderings[-1]]
+    wanted = set(LIST_METRICS) | {"coverage", "percentile", "overlap", "novelty", "unrated", "ci95"}
+    assert wanted | {"over_popular"} <= set(last)
+    low, high = last["ci95"]["ndcg_liked"]
+    assert low <= last["ndcg_liked"] <= high
+    lines = report(kept).splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith("top tens by"))
+    rows = lines[at + 1 : at + 1 + len(kind.orderings)]
+    assert [row.split()[0] for row in rows] == [*kind.orderings] and not any("–" in row for row in rows)
+    assert (tmp_path / "out" / "figures" / "lists.png").stat().st_size > 5_000
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert {f"{o}{words}" for o, words in _ORDERINGS.items() if o in kind.orderings} <= set(page.of("th"))
+    heads = page.of("th")
+    assert heads.count("Watch") == heads.count("Score") == (10 if kind is Watching else 0)
