@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .audience import AudienceConfig
     from .correct_smooth import CorrectAndSmooth
     from .checks import InputError
     from .data import MovieData, movie_data
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from .sources import load_data
     from .titles import movie_id
     from .train import TrainConfig
+    from .watch import WatchConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AudienceConfig",
     "CorrectAndSmooth",
     "CorrectSmoothRecommender",
     "Dataset",
@@ -31,6 +34,7 @@ __all__ = [
     "MovieData",
     "MovieFeatures",
     "TrainConfig",
+    "WatchConfig",
     "from_preset",
     "holdout",
     "load_data",
@@ -41,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "audience": ["AudienceConfig"],
     "correct_smooth": ["CorrectAndSmooth"],
     "checks": ["InputError"],
     "data": ["MovieData", "movie_data"],
@@ -54,6 +59,7 @@ _HOMES = {
     "sources": ["load_data"],
     "titles": ["movie_id"],
     "train": ["TrainConfig"],
+    "watch": ["WatchConfig"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -120,20 +120,27 @@ def top_list(
     model: Any,  # a `CorrectSmoothRecommender`
     user: int | str,
     n: int,
-) -> pd.DataFrame:  # item_id, rank, title, perhaps year, score, base
+    **how: Any,  # `by` and `novelty`, as for `recommend`
+) -> pd.DataFrame:  # item_id, rank, title, perhaps year, score, and what it is made of: watch, refined
     "The best movies for one user, known or not."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a user is unknown is said by `heading`
-        top = model.recommend([user], n)
+        top = model.recommend([user], n, **how)
     titles = movie_columns(model.data_.movies, top["item_id"])
-    scores = {"score": top["refined"], "base": top["base"]}
+    scores = top[["score", "watch", "refined"]].dropna(axis=1, how="all")  # a model may lack watch scores
     return pd.DataFrame({"item_id": top["item_id"], "rank": top["rank"], **titles, **scores})
 
 # %% ../nbs/12c_commands.ipynb #c026
-def moved_most(model: Any, user: int | str, item: Any) -> str:
+def moved_most(
+    model: Any,  # a `CorrectSmoothRecommender`
+    user: int | str,
+    item: Any,
+    by: str = "both",  # what the list is ordered by
+) -> str:
     "The user's rating that moved a movie's score most; empty if none did."
     why = model.explain(user, item)
-    why = why[why["part"].isin(["neighbour", "own label"])]
+    of = "watch" if by != "like" and (why["of"] == "watch").any() else "refined"
+    why = why[(why["of"] == of) & why["part"].isin(["watched", "neighbour", "own label"])]
     if not len(why):
         return ""
     most = why.iloc[0]
@@ -154,15 +161,24 @@ def heading(model: Any, user: int | str) -> str:
     return f"user {printable(user)}, {counted(given, 'rating')}"
 
 # %% ../nbs/12c_commands.ipynb #v9
-def list_text(model: Any, user: int | str, n: int, why: bool = False) -> str:
+def list_text(
+    model: Any,  # a `CorrectSmoothRecommender`
+    user: int | str,
+    n: int,
+    why: bool = False,  # tell which rating moved each movie most
+    by: str = "both",
+    novelty: float | None = None,
+) -> str:
     "A user's list under its heading, fit for the terminal."
-    top = top_list(model, user, n)
+    top = top_list(model, user, n, by=by, novelty=novelty)
     if not len(top):
         return f"{heading(model, user)}: there is no movie they have not rated"
     if why and user in model.users_:
         place = list(top).index("title") + 1
-        top.insert(place, "moved most by", [moved_most(model, user, item) for item in top["item_id"]])
-    return f"{heading(model, user)}\n\n{table(top.drop(columns='item_id'), terminal_width())}"
+        top.insert(place, "moved most by", [moved_most(model, user, item, by) for item in top["item_id"]])
+    left_out = ["item_id", *([] if terminal_width() >= 60 else ["watch", "refined"])]
+    shown = top.drop(columns=left_out, errors="ignore")
+    return f"{heading(model, user)}\n\n{table(shown, terminal_width())}"
 
 # %% ../nbs/12c_commands.ipynb #c032
 @command
@@ -171,12 +187,18 @@ def cs_recommend(
     user: str = "",  # id of a user, or of several, as in 7,15
     n: int = 10,  # movies for each of them
     why: bool = False,  # tell which of the user's ratings moved each score most, and by how much
+    by: str = "both",  # order by what they will watch and like; or by watch, or by like, alone
+    novelty: str = "",  # how much popular movies are held back, 0 to 1; default: as set when fitting
 ) -> None:
     "The best movies for a user. Example: cs_recommend --model cs_results/model --user 7"
     needed(model=model, user=user)
     recommender = open_model(model)
     users = parse_users(user, recommender.users_)
-    say("\n\n".join(list_text(recommender, one, n, why) for one in users))
+    try:
+        held_back = float(novelty) if novelty else None
+    except ValueError:
+        raise InputError(f"novelty must be a number from 0 to 1, got {novelty!r}") from None
+    say("\n\n".join(list_text(recommender, one, n, why, by, held_back) for one in users))
 
 # %% ../nbs/12c_commands.ipynb #c040
 def ask(

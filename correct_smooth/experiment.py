@@ -40,15 +40,24 @@ from .dataset import Dataset, holdout, index_ratings, split
 from .edges import read_edges
 from .evaluate import Evaluation, reading_guide
 from .files import atomic_folder, check_target
-from .plots import plot_calibration, plot_diversity, plot_gains, plot_history, plot_metrics
+from .lists import list_result, list_summary
+from correct_smooth.plots import (
+    plot_calibration,
+    plot_diversity,
+    plot_gains,
+    plot_history,
+    plot_lists,
+    plot_metrics,
+)
 from correct_smooth.recommender import (
     CorrectSmoothRecommender,
+    Tuning,
     check_judgeable,
     check_opinions,
     from_preset,
     n_judgeable,
 )
-from .report import Example, html_report
+from .report import Example, html_report, list_lines
 from .jobs import has_others
 from .saving import stage_settings
 from .sources import load_data
@@ -73,7 +82,7 @@ def summary(
         "users_evaluated": len(judged.users),
         "users_skipped": judged.skipped,
         "by_history": judged.by_history().to_dict("records"),
-        "diversity": judged.diversity().T.to_dict(),
+        "lists": list_result(judged, recommender.seed),
         "epochs": recommender.epochs_,
         "reading": reading_guide(r),
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
@@ -84,26 +93,26 @@ def summary(
 # %% ../nbs/12a_experiment.ipynb #c009
 FIGURES = {
     "gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2), "metrics": (7.0, 3.5),
-    "diversity": (4.5, 4.2),
+    "lists": (7.0, 3.8), "diversity": (4.5, 4.2),
 }  # fmt: skip
 
 
-def figures(judged: Evaluation) -> dict[str, Figure]:
-    "The figures of a run, by name."
+def figures(judged: Evaluation, seed: int = 0) -> dict[str, Figure]:
+    "The figures of a run, by name; `lists` where these have been judged. The seed is the bootstrap's."
     base, refined = (judged.metric(o, "roc_auc") for o in ("base", "refined"))
-    out = {o: Figure(figsize=size, layout="constrained") for o, size in FIGURES.items()}
+    wanted = FIGURES if len(judged.list_users) else {o: v for o, v in FIGURES.items() if o != "lists"}
+    out = {o: Figure(figsize=size, layout="constrained") for o, size in wanted.items()}
     axes = {o: figure.subplots() for o, figure in out.items()}
     plot_gains(base, refined, axes["gains"])
     plot_history(judged.by_history(), axes["history"])
     p = judged.predictions
-    plot_calibration(
-        p["label"].to_numpy(),
-        {"base": p["base"].to_numpy(), "C+S": p["refined"].to_numpy()},
-        axes["calibration"],
-    )
+    scores = {"base": p["base"].to_numpy(), "C+S": p["refined"].to_numpy()}
+    plot_calibration(p["label"].to_numpy(), scores, axes["calibration"])
     plot_metrics(judged.result, axes["metrics"])
-    lists = {"base": judged.lists["base"], "C+S": judged.lists["refined"]}
-    plot_diversity(lists, judged.popularity, axes["diversity"])
+    plot_diversity(judged.lists, judged.popularity, axes["diversity"])
+    if "lists" in axes:
+        found = list_summary(judged.list_users, seed, metrics=["ndcg_liked"])
+        plot_lists(found, judged.diversity(), axes["lists"])
     return out
 
 # %% ../nbs/12a_experiment.ipynb #c012
@@ -131,21 +140,12 @@ def report(
             f"Means over {told['users_evaluated']:,} users ({told['users_skipped']:,} skipped: their "
             "held-out movies are all liked, or none); * marks intervals without 0.",
             *told["reading"],
-            _spread_in_words(told["diversity"]),
+            "",
+            *list_lines(told, min(digits, 3)),
+            "",
             "recommendations.csv holds movies that a user has not rated at all, by the model in model/, "
             "which has learned from the ratings that were not held out.",
         ]
-    )
-
-
-def _spread_in_words(facts: dict[str, dict[str, float]]) -> str:
-    "How the lists spread over the catalogue, in a sentence."
-    base, refined = facts["base"], facts["refined"]
-    return (
-        f"Top tens hold {refined['coverage']:.1%} of the catalogue (base {base['coverage']:.1%}), and two "
-        f"users' lists share {refined['overlap']:.0%} of their movies (base {base['overlap']:.0%}). A movie "
-        f"on them is more popular than {refined['percentile']:.0%} of all movies (base "
-        f"{base['percentile']:.0%})."
     )
 
 # %% ../nbs/12a_experiment.ipynb #c015
@@ -176,7 +176,8 @@ def examples(
     tops: pd.DataFrame,  # from `recommend`
 ) -> list[Example]:
     "Users with their history and their top ten."
-    known, wanted = ["title", "rating", "liked"], ["rank", "title", "base", "refined"]
+    known = ["title", "rating", "liked"]
+    wanted = [o for o in ("rank", "title", "base", "refined", "watch", "score") if o in tops.columns]
     return [
         Example(
             user,
@@ -230,7 +231,7 @@ class Run:
                     self.write_lists(fresh)
                 with stage("write"):
                     if tuning is not None:
-                        self.write_tuning(tuning.refinements, fresh)
+                        self.write_tuning(tuning, fresh)
                     self.write_model(fresh / "model")
                 return self.write_evaluation(judged, counts, seconds, fresh)
 
@@ -260,9 +261,11 @@ class Run:
         "The best movies of every user."
         self.recommender.write_recommendations(fresh / "recommendations.csv", n=self.n)
 
-    def write_tuning(self, table: pd.DataFrame, fresh: Path) -> None:
-        "All refinements that were tried."
-        write_csv(table, fresh / "tuning.csv", float_format="%.6g")
+    def write_tuning(self, tuning: Tuning, fresh: Path) -> None:
+        "All refinements that were tried, and all that lists were ordered by."
+        write_csv(tuning.refinements, fresh / "tuning.csv", float_format="%.6g")
+        if tuning.watch is not None:
+            write_csv(tuning.watch, fresh / "tuning_lists.csv", float_format="%.6g")
 
     def write_model(self, folder: Path) -> None:
         "The model."
@@ -287,7 +290,7 @@ def write_summary(
 ) -> dict[str, Any]:  # the summary
     "Per-user metrics, figures, the page, and the summary."
     write_csv(judged.users, folder / "per_user_metrics.csv")
-    drawn = figures(judged)
+    drawn = figures(judged, found["config"]["seed"])
     (folder / "figures").mkdir()
     for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
@@ -304,7 +307,7 @@ def run(
     edges: str | Path | None = None,  # a graph of yours: .csv, .parquet or .npz
     share: float = 0.2,  # of each user's ratings to hold back and evaluate on
     n: int = 10,  # movies to recommend to each user
-    tune: bool = False,  # choose graph and refinement on a part of the training ratings first
+    tune: bool = False,  # choose settings on a part of the training ratings first, as `tune` does
     no_opinion: float | str = "find",  # as for `load_data`
     stages: type[Run] = Run,
 ) -> dict[str, Any]:  # what summary.json holds
@@ -371,7 +374,7 @@ def cs_run(
     settings: str = "",  # single settings, as in --settings "model__emb_dim=32 refinement__alpha=0.5"
     edges: str = "",  # a movie graph of yours: .csv, .parquet or .npz with source, target and weight
     share: float = 0.2,  # share of each user's ratings to hold back and evaluate on
-    tune: bool = False,  # choose graph and refinement on a part of the training ratings first
+    tune: bool = False,  # choose graph, refinement and watch score on a part of the training ratings first
     liked: str = "",  # rating that counts as liked, such as 4; or mean: each user's own, the default
     no_opinion: str = "",  # rating that means "seen, not rated", such as -1; keep: none; default: look for it
 ) -> None:

@@ -60,6 +60,7 @@ def plot_explanation(
     most: int = 8,  # contributions to show by name; the others are one bar
 ) -> None:
     "A refined score as a walk from the base score, one step a label."
+    explanation = explanation[explanation["of"] == "refined"]
     rows = explanation[1:]
     steps = rows["contribution"].to_numpy()[:most]
     names = [

@@ -23,6 +23,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 
+from .audience import AudienceConfig, audience, with_audience
 from .checks import InputError, check_choice, check_number, generator
 from .correct_smooth import CorrectAndSmooth, Operators, Refinement, Scorer, label_matrix
 from .data import MovieData, check_liked
@@ -56,13 +57,33 @@ from correct_smooth.model import (
     with_rows,
 )
 from .newcomers import add_movies, add_ratings, fit_users, grown, with_labels
+from .lists import list_table, popular_lists
 from .saving import Fitted, read_model, stage_settings, write_model
 from .tables import write_rows
-from .topn import top_blocks, top_n
+from .topn import Ranking, list_array, top_blocks, top_n
 from .train import Callback, TrainConfig, Trained, check_device, targets, train
-from .tuning import Grid, best, trials, user_auc, variants
-from .tuning import judge
+from correct_smooth.tuning import (
+    Grid,
+    ListGrid,
+    best,
+    best_lists,
+    judge,
+    judge_lists,
+    list_trials,
+    trials,
+    user_auc,
+    variants,
+)
 import correct_smooth.encoders  # noqa: F401  registers encoders and heads by name
+from correct_smooth.watch import (
+    Watch,
+    WatchConfig,
+    content_neighbours,
+    discount,
+    fit_watch,
+    watched,
+    with_movies,
+)
 
 # %% ../nbs/07_recommender.ipynb #r04
 def with_setting(stage: Any, name: str, value: Any) -> Any:
@@ -108,7 +129,8 @@ def check_judgeable(n: int) -> None:
         )
 
 # %% ../nbs/07_recommender.ipynb #x1
-_NOTHING = {"place": int, "rank": int, "item": int, "base": np.float32, "refined": np.float32}
+_SCORES = ("base", "refined", "watch", "score")
+_NOTHING = {"place": int, "rank": int, "item": int} | dict.fromkeys(_SCORES, np.float32)
 _NO_TOP = pd.DataFrame({name: np.empty(0, kind) for name, kind in _NOTHING.items()})
 
 
@@ -159,8 +181,8 @@ def _nearest(H: np.ndarray, i: int, n: int) -> tuple[np.ndarray, np.ndarray]:  #
     return found, cosine[found]
 
 # %% ../nbs/07_recommender.ipynb #y6
-def _explained(scorer: Scorer, row: int, i: int) -> pd.DataFrame:  # part, item, label, expected, contribution
-    "A refined score taken apart; the base score first, then labels by what they add."
+def _liking_explained(scorer: Scorer, row: int, i: int) -> pd.DataFrame:
+    "A refined score as parts, with item, label, what was expected and contribution; the base score first."
 
     def score(at: np.ndarray) -> np.ndarray:
         return scorer.model.pairs(np.repeat(row, len(at)), at)
@@ -176,6 +198,18 @@ def _explained(scorer: Scorer, row: int, i: int) -> pd.DataFrame:  # part, item,
     whole = whole[(whole["contribution"] != 0) | (whole["part"] == "base score")]
     return pd.concat([whole[:1], labels, whole[1:]], ignore_index=True)
 
+
+def _watching_explained(watch: Watch, row: int, i: int) -> pd.DataFrame:
+    "A watch score as what each watched movie adds, largest first; of somebody without ratings, one part."
+    added = watch.contributions(row, i)
+    if row == watch.M.shape[1] - 1 or not np.diff(watch.M.indptr)[row]:
+        whole = {"part": "mean of all users", "item": i, "contribution": added.data.sum()}
+        return pd.DataFrame([whole])
+    found = pd.DataFrame({"part": "watched", "item": added.indices, "contribution": added.data})
+    found["label"] = watch.M[:, [row]].data
+    found = found[found["contribution"] != 0]
+    return found.sort_values("contribution", key=abs, ascending=False, ignore_index=True)
+
 # %% ../nbs/07_recommender.ipynb #x4
 @dataclass(frozen=True, eq=False)
 class Tuning:
@@ -183,6 +217,7 @@ class Tuning:
 
     models: pd.DataFrame  # a row a model: settings, roc_auc of its base scores, difference to the first, se
     refinements: pd.DataFrame  # as `tuning.tune` has them, on the best of them
+    watch: pd.DataFrame | None = None  # as `tuning.judge_lists` has them; None: there are no watch scores
 
 
 def _trial(recommender: "CorrectSmoothRecommender", settings: Any) -> "CorrectSmoothRecommender":
@@ -190,11 +225,11 @@ def _trial(recommender: "CorrectSmoothRecommender", settings: Any) -> "CorrectSm
     if not isinstance(settings, dict):
         raise InputError(f"a model to try is a dict of settings, got {settings!r}")
     for name in settings:
-        if name.partition("__")[0] in ("graph", "refinement"):
+        if name.partition("__")[0] in ("graph", "refinement", "watch"):
             raise InputError(
-                f"{name} is no setting of the model; tune tries `graphs`, and refinements by `grid`"
+                f"{name} is no setting of the model; tune tries `graphs`, refinements by `grid`, `lists`"
             )
-    return clone(recommender).set_params(**settings)
+    return clone(recommender).set_params(watch=None, **settings)
 
 
 def _judgeable(auc: np.ndarray) -> np.ndarray:
@@ -211,6 +246,10 @@ def _compared(auc: np.ndarray, models: Sequence[dict[str, Any]]) -> pd.DataFrame
 
 # %% ../nbs/07_recommender.ipynb #r13
 SIMILARITIES = ("graph", "embedding")
+_STAGES: dict[str, type] = {
+    "features": MovieFeatures, "graph": GraphConfig, "model": ModelConfig, "training": TrainConfig,
+    "refinement": Refinement, "audience": AudienceConfig, "watch": WatchConfig,
+}  # fmt: skip
 
 
 class CorrectSmoothRecommender(BaseEstimator):
@@ -228,6 +267,8 @@ class CorrectSmoothRecommender(BaseEstimator):
         model: ModelConfig = ModelConfig(),
         training: TrainConfig = TrainConfig(),
         refinement: Refinement = CorrectAndSmooth(),
+        audience: AudienceConfig = AudienceConfig(),
+        watch: WatchConfig | None = WatchConfig(),  # None: no watch scores; lists are ordered by liking
         labels: str = "train",  # whose ratings set each user's standard in a run: train, or all (leaks)
         liked: float | str | None = None,  # a rating, such as 4, or mean (each user's); None: as the data say
         validation: float = 0.1,  # share of training ratings to stop by; 0 trains for all epochs at once
@@ -237,7 +278,8 @@ class CorrectSmoothRecommender(BaseEstimator):
     ):
         self.features = MovieFeatures() if features is None else features
         self.graph, self.model, self.training = graph, model, training
-        self.refinement, self.labels, self.liked, self.validation = refinement, labels, liked, validation
+        self.refinement, self.audience, self.watch = refinement, audience, watch
+        self.labels, self.liked, self.validation = labels, liked, validation
         self.ensemble, self.seed, self.progress = ensemble, seed, progress
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -255,9 +297,11 @@ class CorrectSmoothRecommender(BaseEstimator):
             stage, nested, inner = name.partition("__")
             if stage not in known:
                 raise InputError(f"there is no setting {stage!r}; there are {', '.join(known)}")
+            if nested and known[stage] is None:
+                raise InputError(f"{stage} is None and has no setting {inner!r}; set {stage} itself first")
             value = with_setting(known[stage], inner, value) if nested else value
-            kind = Refinement if stage == "refinement" else type(known[stage])
-            if stage_settings(known[stage]) and not isinstance(value, kind):
+            kind = _STAGES.get(stage, object)
+            if not isinstance(value, kind) and not (stage == "watch" and value is None):
                 raise InputError(f"{stage} must be a {kind.__name__}, got {value!r}")
             known[stage] = value
             setattr(self, stage, value)
@@ -326,12 +370,17 @@ class CorrectSmoothRecommender(BaseEstimator):
         given = None if edges is None else given_graph(edges, data.items, dropped)
         graph = partial(self._graph, X, features.blocks_, self.graph, given=given, dropped=dropped)
         A = graph(data)
-        watched, final = self._train_all(X, data, A, graph, callbacks)
-        self.history_ = watched.history
+        block = self._audience(data)
+        stopped, final = self._train_all(X, block, data, A, graph, callbacks)
+        self.history_ = stopped.history
         self.dropped_ = {reason: n for reason, n in dropped.items() if n}  # edges left out, and why
         models, epochs, trained = [one.model for one in final], final[0].epochs, len(data.users)
         settings = self.get_params(deep=False)  # what `save` writes, whatever is set later
-        return self._keep(Fitted(data, features, A, models, settings, epochs, trained, given is not None), X)
+        watch = None
+        if self.watch is not None:
+            watch = self._watch(data, content_neighbours(X, self.watch.k), self.watch)
+        own = given is not None
+        return self._keep(Fitted(data, features, A, models, settings, epochs, trained, own, block, watch), X)
 
     def _dataset(self, data: MovieData | Dataset) -> Dataset:
         "Training ratings by position, with a standard for each user, by which the model will judge."
@@ -362,6 +411,14 @@ class CorrectSmoothRecommender(BaseEstimator):
             return item_graph(X, blocks, pairs, config, dropped)
         return both_ways(given) if config.symmetrise else given
 
+    def _audience(self, pairs: Interactions) -> np.ndarray:  # (n_items, axes)
+        "Who rated each movie, by these ratings."
+        return audience(pairs, self.audience)
+
+    def _watch(self, pairs: Interactions, S: sparse.csr_matrix, config: WatchConfig) -> Watch:
+        "Watch scores, by these ratings."
+        return fit_watch(pairs, S, config)
+
     def _hidden(self, data: Dataset, share: float) -> np.ndarray | None:
         "Ratings to hold back for validation; None if there is none that can be."
         hidden = holdout(data, share, self.seed)
@@ -383,11 +440,12 @@ class CorrectSmoothRecommender(BaseEstimator):
     ) -> Trained:
         "One training; what is not said is as set."
         how = {"model_config": self.model, "config": self.training, "progress": self.progress, **how}
-        return train(X, pairs, valid, **how)
+        return train(X, pairs, valid, **how, audience=self.audience)
 
     def _train_all(
         self,
         X: sparse.csr_matrix,
+        block: np.ndarray,  # (n_items, axes) who rated each movie
         data: Dataset,
         A: sparse.csr_matrix,
         graph: Callable[[Dataset], sparse.csr_matrix],  # the graph that some ratings give
@@ -399,9 +457,10 @@ class CorrectSmoothRecommender(BaseEstimator):
         if hidden is not None:
             kept, held = self._split(data, hidden)
             S = normalise(graph(kept)) if linked else None
-            watched = self._train(X, kept, held, seed=self.seed, S=S, callbacks=callbacks)
+            seen_by = with_audience(X, self._audience(kept))
+            watched = self._train(seen_by, kept, held, seed=self.seed, S=S, callbacks=callbacks)
         stop, S = None if watched is None else watched.epochs, normalise(A) if linked else None
-        seeds = range(self.seed, self.seed + self.ensemble)
+        seeds, X = range(self.seed, self.seed + self.ensemble), with_audience(X, block)
         final = [self._train(X, data, seed=seed, S=S, stop=stop, callbacks=callbacks) for seed in seeds]
         return watched or final[0], final
 
@@ -410,7 +469,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         data, refinement = state.data, state.settings["refinement"]
         aims = targets(data, state.settings["training"].target)
         labels = label_matrix(data.user, data.item, aims, (len(data.items), len(data.users) + 1))
-        model, ready = self._average(state, X), Operators(state.A)
+        model, ready = self._average(state, with_audience(X, state.audience)), Operators(state.A)
         self.state_, self.X_ = state, X
         self.scorer_ = Scorer(model, labels, ready, refinement)
         self.seen_ = _only_seen(data)
@@ -468,10 +527,13 @@ class CorrectSmoothRecommender(BaseEstimator):
         exclude_seen: bool = True,  # leave out what the user has rated, or is known to have seen
         items: Any = None,  # recommend only among these movies; None: all
         block_items: Any = None,  # never recommend these
-    ) -> pd.DataFrame:  # user_id, rank, item_id, title, base, refined; best first
-        "The best movies for each user, by refined score."
+        by: str = "both",  # order by what will be watched and liked; or by watch, or by like, alone
+        novelty: float | None = None,  # how much popular movies are held back, 0 to 1; None: as set
+    ) -> pd.DataFrame:  # user_id, rank, item_id, title, base, refined, watch, score; best first
+        "The best movies for each user; `score` is what they are ordered by."
         user_ids = None if user_ids is None else as_list(user_ids, "user_ids")
-        tops = pd.concat(self._tops(user_ids, n, exclude_seen, items, block_items), ignore_index=True)
+        blocks = self._tops(user_ids, n, exclude_seen, items, block_items, by, novelty)
+        tops = pd.concat(blocks, ignore_index=True)
         tops.attrs["unknown_users"] = [] if user_ids is None else self._unknown_users(user_ids)
         return tops
 
@@ -483,14 +545,23 @@ class CorrectSmoothRecommender(BaseEstimator):
         exclude_seen: bool = True,
         items: Any = None,
         block_items: Any = None,
+        by: str = "both",
+        novelty: float | None = None,
     ) -> None:
         "The same into a file, block by block: memory does not grow with the number of users."
         with write_rows(path) as write:
-            for top in self._tops(user_ids, n, exclude_seen, items, block_items):
+            for top in self._tops(user_ids, n, exclude_seen, items, block_items, by, novelty):
                 write(top)
 
     def _tops(
-        self, user_ids: Any, n: int, exclude_seen: bool, items: Any, block_items: Any
+        self,
+        user_ids: Any,
+        n: int,
+        exclude_seen: bool,
+        items: Any,
+        block_items: Any,
+        by: str,
+        novelty: float | None,
     ) -> Iterator[pd.DataFrame]:
         "The best movies, a block of users at a time; one empty table if there are no users."
         self._rows([])
@@ -504,12 +575,25 @@ class CorrectSmoothRecommender(BaseEstimator):
             if given is not None:
                 name = "block_items" if closed else "items"
                 exclude_mask[positions(as_list(given, name), self.items_, "item")] = closed
-        blocks = top_blocks(self.scorer_, users, n, exclude_mask, exclude_seen, self.progress, self.seen_)
+        ranking = self._ranking(by, novelty)
+        blocks = top_blocks(ranking, users, n, exclude_mask, exclude_seen, self.progress, self.seen_)
         for top in blocks if len(users) else [_NO_TOP]:
             place, item = (top[name].to_numpy() for name in ("place", "item"))
             names = {"user_id": ids[place], "rank": top["rank"], "item_id": self.items_[item]}
-            scores = {"title": titles[item], "base": top["base"], "refined": top["refined"]}
-            yield pd.DataFrame({**names, **scores})
+            yield pd.DataFrame({**names, "title": titles[item], **{name: top[name] for name in _SCORES}})
+
+    def _ranking(self, by: str, novelty: float | None = None) -> Ranking:
+        "What lists are ordered by; novelty is as set unless liking alone counts."
+        watch = self.state_.watch
+        if novelty is None:
+            novelty = 0 if watch is None or by == "like" else watch.config.novelty
+        check_number("novelty", novelty, 0, 1)
+        count = self._popularity() if watch is None else watch.count
+        return Ranking(self.scorer_, watch, by, discount(count, novelty) if novelty else None)
+
+    def _popularity(self) -> np.ndarray:  # (n_items,)
+        "Ratings of each movie."
+        return np.bincount(self.scorer_.labels.indices, minlength=len(self.items_))
 
     def similar_items(
         self,
@@ -533,14 +617,18 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         user: Any,  # id
         item: Any,  # id of a known movie
-    ) -> pd.DataFrame:  # part, item_id, title, rating, label, expected, contribution
-        "Why a score is what it is: contributions that add up to the refined score."
+    ) -> pd.DataFrame:  # of, part, item_id, title, rating, label, expected, contribution
+        "Why scores are what they are: contributions that add up, to the refined and to the watch score."
         row, i = self._rows([user]), int(positions([item], self.items_, "item")[0])
-        found, rated = _explained(self.scorer_, int(row[0]), i), self.data_.user == row[0]
+        scores = {"refined": _liking_explained(self.scorer_, int(row[0]), i)}
+        if (watch := self.state_.watch) is not None:
+            scores["watch"] = _watching_explained(watch, int(row[0]), i)
+        found = pd.concat(scores, names=["of"]).reset_index("of").reset_index(drop=True)
+        rated = self.data_.user == row[0]
         rating = pd.Series(self.data_.rating[rated], self.data_.item[rated])
         found["rating"] = rating.reindex(found["item"]).where(found["label"].notna().to_numpy()).to_numpy()
         found["item_id"], found["title"] = self.items_[found["item"]], self._titles()[found["item"]]
-        return found[["part", "item_id", "title", "rating", "label", "expected", "contribution"]]
+        return found[["of", "part", "item_id", "title", "rating", "label", "expected", "contribution"]]
 
     def fold_in(
         self,
@@ -563,10 +651,17 @@ class CorrectSmoothRecommender(BaseEstimator):
         models = self._with_users(concerned[late], Y[:, late]) if late.any() else state.models
         model = grown(self.scorer_.model, models, state.trained).with_mean_user(state.trained)
         labels = with_labels(self.scorer_.labels, Y, concerned, len(data.users))
-        self.state_ = replace(state, data=data, models=models)
+        self.state_ = replace(state, data=data, models=models, watch=self._rewatched(theirs, concerned, data))
         self.scorer_ = replace(self.scorer_, labels=labels, model=model)
         self.seen_ = _only_seen(data)
         return self
+
+    def _rewatched(self, theirs: Dataset, concerned: np.ndarray, data: Dataset) -> Watch | None:
+        "Watch scores with the histories of some users renewed; nothing has to be solved for."
+        if (watch := self.state_.watch) is None:
+            return None
+        M = watched(theirs, watch.config.disliked)
+        return replace(watch, M=with_labels(watch.M, M, concerned, len(data.users)))
 
     def _with_users(self, at: np.ndarray, Y: sparse.csc_matrix) -> list[ItemUserModel]:
         "The models with newcomers at these positions; the penalty is that of training, or nearly none."
@@ -589,7 +684,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         nobody = np.empty(0, int), np.empty((0, config.emb_dim), np.float32), np.empty(0, np.float32)
         new, models = len(data.movies) - len(self.items_), state.models
         models = [with_rows(one, *nobody, new) for one in models] if config.id_embedding else models
-        return self._keep(replace(state, data=data, A=A, models=models), X)
+        watch = state.watch and with_movies(state.watch, X)
+        block = np.pad(state.audience, ((0, new), (0, 0)))  # nobody has rated them
+        return self._keep(replace(state, data=data, A=A, models=models, audience=block, watch=watch), X)
 
     def partial_fit(
         self,
@@ -597,7 +694,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         epochs: int = 1,
         callbacks: Sequence[Callback] = (),  # as for `fit`
     ) -> Self:
-        "Take in new ratings, then go on training on all of them from where the weights stand."
+        "Take in new ratings, then go on training on all of them; who rated what before describes the movies."
         check_number("epochs", epochs, 1, 100_000, whole=True)
         check_device(self.training)
         other = copy(self)
@@ -611,18 +708,22 @@ class CorrectSmoothRecommender(BaseEstimator):
         config = settings["model"]
         how: dict[str, Any] = {"model_config": config, "config": replace(self.training, epochs=epochs)}
         how["S"] = normalise(A) if config.uses_graph else None
+        X = with_audience(other.X_, state.audience)
         first = self.seed + len(state.models) * state.epochs
         trained = [
-            self._train(other.X_, data, seed=first + k, start=one, callbacks=callbacks, **how)
+            self._train(X, data, seed=first + k, start=one, callbacks=callbacks, **how)
             for k, one in enumerate(state.models)
         ]
         settings = {**settings, "training": self.training}
         models, epochs = [one.model for one in trained], state.epochs + trained[0].epochs
-        known = len(data.users)
-        self._keep(
-            replace(state, A=A, models=models, epochs=epochs, trained=known, settings=settings), other.X_
-        )
-        return self
+        watch = state.watch and other._watch(data, state.watch.S, state.watch.config)
+        done: dict[str, Any] = {
+            "models": models,
+            "epochs": epochs,
+            "trained": len(data.users),
+            "settings": settings,
+        }
+        return self._keep(replace(state, A=A, watch=watch, **done), other.X_)
 
     def evaluate(
         self,
@@ -632,9 +733,10 @@ class CorrectSmoothRecommender(BaseEstimator):
         predictions = self._predictions(test)
         n_train = pd.Series(self.data_.counts, self.users_)
         found = evaluation(predictions, user_table(predictions, n_train), self.seed)
-        lists = self._lists(self._rows(sample_of_users(found.users["user_id"], self.seed)))
-        popularity = np.bincount(self.scorer_.labels.indices, minlength=len(self.items_))
-        return replace(found, lists=lists, popularity=popularity)
+        users, popularity = sample_of_users(found.users["user_id"], self.seed), self._popularity()
+        lists = self._lists(self._rows(users), popularity)
+        table = self._judged_lists(lists, users, predictions)
+        return replace(found, lists=lists, list_users=table, popularity=popularity, n_users=len(self.users_))
 
     def _predictions(self, test: MovieData | Dataset) -> pd.DataFrame:
         "Held-out ratings with their labels and scores, by id."
@@ -649,15 +751,27 @@ class CorrectSmoothRecommender(BaseEstimator):
         names = {"user_id": held.users[held.user], "item_id": held.items[held.item], "rating": held.rating}
         return pd.DataFrame({**names, "label": held.y.astype(np.int8), "base": base, "refined": refined})
 
-    def _lists(self, users: np.ndarray) -> dict[str, np.ndarray]:  # (m, 10) movies each
-        "Top tens by base and by refined scores, of some users."
-        none = np.empty((0, min(10, len(self.items_))), np.int32)
-        lists: dict[str, list[np.ndarray]] = {"base": [none], "refined": [none]}
-        exclude_mask = np.zeros(len(self.items_), bool)
-        for block, *scores in self.scorer_.blocks(users):
-            for found, z in zip(lists.values(), scores, strict=True):
-                found.append(top_n(z, 10, exclude_mask, self.scorer_.labels[:, users[block]]))
+    def _lists(self, users: np.ndarray, popularity: np.ndarray) -> dict[str, np.ndarray]:  # (m, 10) each
+        "Top tens of some users, by popularity and by each of the scores; the last are what is recommended."
+        seen, every = self.scorer_.labels[:, users], np.zeros(len(self.items_), bool)
+        none = np.empty((0, min(10, len(every))), np.int32)
+        lists = {"popular": [popular_lists(popularity, seen)], "base": [none], "like": [none]}
+        for at, *scores in self.scorer_.blocks(users):
+            for name, z in zip(("base", "like"), scores, strict=True):
+                lists[name].append(top_n(z, 10, every, seen[:, at]))
+        if self.state_.watch is not None:
+            for by in ("watch", "both"):
+                tops = top_blocks(self._ranking(by), users, 10, every, progress=False)
+                lists[by] = [list_array(tops, len(users), none.shape[1])]
         return {which: np.vstack(found) for which, found in lists.items()}
+
+    def _judged_lists(
+        self, lists: dict[str, np.ndarray], users: np.ndarray, predictions: pd.DataFrame
+    ) -> pd.DataFrame:
+        "What `list_table` tells of lists of these users, by id."
+        items = self.items_.get_indexer(pd.Index(predictions["item_id"]))
+        y = predictions["label"].to_numpy()
+        return list_table(lists, users, predictions["user_id"].to_numpy(), items, y, len(self.items_))
 
     def with_refinement(
         self,
@@ -679,6 +793,19 @@ class CorrectSmoothRecommender(BaseEstimator):
         other.scorer_ = replace(self.scorer_, config=refinement, graph=ready)
         return other
 
+    def with_watch(
+        self,
+        watch: WatchConfig | None,
+    ) -> Self:
+        "The same trained model with watch scores made in another way, or without any."
+        self._rows([])
+        other, made = copy(self).set_params(watch=watch), None
+        if watch is not None:
+            made = self._watch(self.data_, content_neighbours(self.X_, watch.k), watch)
+        settings = {**self.state_.settings, "watch": watch}
+        other.state_ = replace(self.state_, watch=made, settings=settings)
+        return other
+
     def tune(
         self,
         data: MovieData | Dataset,  # movies and training ratings; some are held back here to judge by
@@ -687,6 +814,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         grid: Grid = Grid(),  # of refinements to try
         edges: Any = None,  # as for `fit`
         share: float = 0.2,  # of each user's training ratings to hold back
+        lists: ListGrid = ListGrid(),  # of watch scores to try
     ) -> "Tuning":
         "Choose model, graph and refinement on validation ratings, and take them as settings."
         models, numbered = list(models), index_ratings(data)
@@ -705,7 +833,12 @@ class CorrectSmoothRecommender(BaseEstimator):
         table = self._tried(tried[place], known, held, named, grid, edges)
         name, refinement = best(table, self.refinement)
         self.set_params(**models[place], graph=named.get(name, self.graph), refinement=refinement)
-        return Tuning(compared, table)
+        if self.watch is None:
+            return Tuning(compared, table)
+        refined = tried[place].with_refinement(refinement)
+        orders = self._tried_lists(refined, known, held, lists, self.watch)
+        self.set_params(watch=best_lists(orders, self.watch))
+        return Tuning(compared, table, orders)
 
     def _tried(
         self,
@@ -727,6 +860,16 @@ class CorrectSmoothRecommender(BaseEstimator):
             scorer.model, scorer.labels, made, held, grid, self.refinement, self._tuning_users(), self.seed
         )
         return judge(settings, self._of_all_users(auc), self._of_all_users(base[None])[0])
+
+    def _tried_lists(
+        self, inner: Self, known: Dataset, held: Dataset, grid: ListGrid, usual: WatchConfig
+    ) -> pd.DataFrame:
+        "Watch scores tried on a fitted model."
+        S = content_neighbours(inner.X_, usual.k)
+        made = [self._watch(known, S, config) for config in grid.weights(usual)]
+        scorer, users = inner.scorer_, self._tuning_users()
+        settings, values = list_trials(scorer, made, held, grid, usual, users, self.seed)
+        return judge_lists(settings, self._of_all_users(values))
 
     def _tuning_users(self) -> int:
         "On how many users refinements are tried."
@@ -768,6 +911,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             epochs=5, batch_size=2048, learning_rate=1e-3, weight_decay=0, target="label"
         ),
         "refinement": CorrectAndSmooth(rule="own", alpha=0.8, half_trust=0, beta=0.5, T=1),
+        "audience": AudienceConfig(axes=0),
+        "watch": None,
         "labels": "all",
         "validation": 0.0,
         "ensemble": 1,

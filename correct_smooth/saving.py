@@ -6,7 +6,7 @@ Docs: https://correct-smooth.github.io/correct_smooth/saving.html.md"""
 
 # %% auto #0
 __all__ = ['REFINEMENTS', 'STAGES', 'FORMAT', 'MODEL_FILES', 'PARTS', 'Fitted', 'stage_settings', 'settings_to_json',
-           'settings_from_json', 'write_model', 'check_sums', 'from_format_5', 'part_names', 'stacked', 'read_model']
+           'settings_from_json', 'write_model', 'check_sums', 'part_names', 'stacked', 'read_model']
 
 # %% ../nbs/11a_saving.ipynb #c002
 import json
@@ -25,6 +25,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from torch import nn
 
+from .audience import AudienceConfig
 from .checks import InputError, check_arrays, check_choice, check_number, check_parquet, reading
 from .correct_smooth import CorrectAndSmooth
 from .data import check_liked, check_ratings, movie_data
@@ -36,6 +37,8 @@ from .graph import GraphConfig, check_graph
 from .model import ItemUserModel, ModelConfig
 from .tensors import load_tensors, save_tensors
 from .train import TrainConfig
+from .watch import Watch, WatchConfig, watched
+from .formats import from_format_5, from_format_6
 
 # %% ../nbs/11a_saving.ipynb #s2
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,9 @@ class Fitted:
     settings: dict[str, Any]  # by name, at the time of fitting
     epochs: int  # of training behind each model
     trained: int  # users it was trained with: the first so many
-    own_graph: bool = False  # whether A came from edges of the user's
+    own_graph: bool  # whether A came from edges of the user's
+    audience: np.ndarray  # (n_items, axes) who rated each movie, as training saw it
+    watch: Watch | None  # watch scores, if any
 
 # %% ../nbs/11a_saving.ipynb #u5
 def stage_settings(stage: Any) -> dict[str, Any]:
@@ -77,7 +82,9 @@ def settings_to_json(settings: dict[str, Any], features: MovieFeatures) -> dict[
     }
 
 # %% ../nbs/11a_saving.ipynb #u9
-STAGES: dict[str, type] = {"graph": GraphConfig, "model": ModelConfig, "training": TrainConfig}
+STAGES: dict[str, type] = {
+    "graph": GraphConfig, "model": ModelConfig, "training": TrainConfig, "audience": AudienceConfig,
+}  # fmt: skip
 
 
 def _stage(kind: type, settings: dict[str, Any]) -> Any:
@@ -90,7 +97,9 @@ def settings_from_json(written: dict[str, Any], features: MovieFeatures) -> dict
     refinement = dict(written["refinement"])
     check_choice("kind of refinement", kind := refinement.pop("kind"), tuple(REFINEMENTS))
     rest = {name: written[name] for name in ("labels", "liked", "validation", "ensemble", "seed", "progress")}
-    return {"features": features, **settings, "refinement": _stage(REFINEMENTS[kind], refinement), **rest}
+    watch = written["watch"] and _stage(WatchConfig, written["watch"])
+    refined = _stage(REFINEMENTS[kind], refinement)
+    return {"features": features, **settings, "refinement": refined, "watch": watch, **rest}
 
 # %% ../nbs/11a_saving.ipynb #s8
 def _tables(data: Dataset) -> dict[str, pd.DataFrame]:
@@ -106,10 +115,42 @@ def _tables(data: Dataset) -> dict[str, pd.DataFrame]:
         "seen": pd.concat(seen, ignore_index=True) if seen else data.ratings[:0],
     }
 
+# %% ../nbs/11a_saving.ipynb #v02
+def _item_tensors(audience: np.ndarray, watch: Watch | None) -> dict[str, torch.Tensor]:
+    "What belongs to the movies, by name."
+    found: dict[str, Any] = {"audience": audience}
+    if watch is not None:
+        for name, A in (("B", watch.B), ("S", watch.S), ("mean", watch.M[:, [-1]])):
+            found |= {f"{name}.{part}": getattr(A, part) for part in ("data", "indices", "indptr")}
+        found["count"] = watch.count.astype(np.int64)
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
+
+
+def _sparse(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], kind: type) -> Any:
+    "A sparse matrix of finite numbers; raises `ValueError` for anything else."
+    parts = (tensors[f"{name}.{part}"].numpy() for part in ("data", "indices", "indptr"))
+    A = kind(tuple(parts), shape=shape)
+    A.check_format(full_check=True)
+    if A.dtype != np.float32 or (np.diff(A.indptr) < 0).any() or not (np.abs(A.data) < 1e15).all():
+        raise ValueError(f"{name} holds what are no weights")
+    return A
+
+
+def _watch(tensors: dict[str, torch.Tensor], data: Dataset, config: WatchConfig) -> Watch:
+    "Watch scores of the users of a data set."
+    n = len(data.items)
+    mean = _sparse(tensors, "mean", (n, 1), sparse.csc_matrix)
+    M = sparse.hstack([watched(data, config.disliked), mean], format="csc", dtype=np.float32)
+    B, S = (_sparse(tensors, name, (n, n), sparse.csr_matrix) for name in ("B", "S"))
+    count = tensors["count"].numpy()
+    if count.shape != (n,) or count.dtype != np.int64 or (count < 0).any():
+        raise ValueError("count must have a whole number for each movie")
+    return Watch(M, B, S, count, config)
+
 # %% ../nbs/11a_saving.ipynb #u12
-FORMAT = 6  # goes up whenever an older version could not read, or would misread, a newer model
+FORMAT = 7  # goes up whenever an older version could not read, or would misread, a newer model
 MODEL_FILES = (
-    "model.json", "weights.safetensors", "graph.npz",
+    "model.json", "weights.safetensors", "items.safetensors", "graph.npz",
     "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet", "seen.parquet",
 )  # fmt: skip
 
@@ -122,6 +163,7 @@ def write_model(
     data = state.data
     with atomic_folder(folder, "model", sums=True) as fresh:
         save_tensors(fresh / "weights.safetensors", nn.ModuleList(state.models).state_dict())
+        save_tensors(fresh / "items.safetensors", _item_tensors(state.audience, state.watch))
         sparse.save_npz(fresh / "graph.npz", state.A)
         for name, table in _tables(data).items():
             table.to_parquet(fresh / f"{name}.parquet", index=False)
@@ -194,31 +236,6 @@ def _dataset(tables: dict[str, pd.DataFrame], about: dict[str, Any], folder: Pat
         seen=check_ratings(tables["seen"], {}) if len(tables["seen"]) else None,
     )  # fmt: skip
 
-# %% ../nbs/11a_saving.ipynb #s16
-def _refinement_from_5(old: dict[str, Any]) -> dict[str, Any]:
-    "A refinement of format 5 in today's terms; raises `InputError` where there are none."
-    rule, over = old["rule"], (old["smoothing"], old["normalisation"])
-    kind = Diffusion if rule == "diffusion" else CorrectAndSmooth
-    if kind is CorrectAndSmooth and old["T"] and over != ("scores", "row"):
-        raise InputError(
-            f"this model smooths {over[0]} over a graph normalised by {over[1]!r} after the rule {rule!r}; "
-            "today only Diffusion does: fit it again with that, or with smoothing 'scores' by 'row'"
-        )
-    known = kind.__dataclass_fields__
-    return {"kind": kind.__name__, **{name: value for name, value in old.items() if name in known}}
-
-
-def from_format_5(about: dict[str, Any]) -> dict[str, Any]:
-    "What model.json of the format before would say today; raises `InputError` if it cannot be said."
-    settings, standard = dict(about["settings"]), dict(about["standard"])
-    settings["refinement"] = _refinement_from_5(settings["refinement"])
-    training = {name: value for name, value in settings["training"].items() if name != "schedule"}
-    decay = training.pop("user_weight_decay")
-    settings["training"] = training if decay is None else {**training, "weight_decay": decay}
-    fixed = None if standard["liked"] == "mean" else standard["liked"]
-    standard["fixed"] = "thresholds" if standard.pop("given") else fixed
-    return {**about, "settings": settings, "standard": standard}
-
 # %% ../nbs/11a_saving.ipynb #s18
 def _described(folder: Path) -> dict[str, Any]:
     "What model.json says, in today's terms; raises `InputError` where it is none of ours."
@@ -227,11 +244,15 @@ def _described(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "model.json").read_text())
     if not isinstance(about, dict) or type(about.get("format")) is not int:
         raise InputError(f"{folder}/model.json does not describe a saved model")
-    if (found := about["format"]) not in (5, FORMAT):
+    if (found := about["format"]) not in (5, 6, FORMAT):
         way_out = "update correct_smooth" if found > FORMAT else "fit and save it again"
-        raise InputError(f"{folder} is in model format {found}, this version reads {FORMAT} and 5; {way_out}")
-    check_sums(folder, MODEL_FILES, read_marker(folder).get("sha256"))
-    return from_format_5(about) if found == 5 else about
+        raise InputError(
+            f"{folder} is in model format {found}, this version reads {FORMAT}, 6 and 5; {way_out}"
+        )
+    files = [name for name in MODEL_FILES if found == FORMAT or name != "items.safetensors"]
+    check_sums(folder, files, read_marker(folder).get("sha256"))
+    about = from_format_5(about) if found == 5 else about
+    return about if found == FORMAT else from_format_6(about)
 
 # %% ../nbs/11a_saving.ipynb #u20
 def _features(state: dict[str, Any]) -> MovieFeatures:
@@ -241,6 +262,18 @@ def _features(state: dict[str, Any]) -> MovieFeatures:
             if not np.isfinite(np.asarray(block.get(kind, []), np.float64)).all():
                 raise InputError(f"the features {name} are scaled by numbers that are none ({kind})")
     return features_from_state(state)
+
+
+def _of_items(folder: Path, data: Dataset, settings: dict[str, Any]) -> tuple[np.ndarray, Watch | None]:
+    "Audience and watch scores; raises `InputError` where they are not those of the settings."
+    shape = len(data.items), settings["audience"].axes
+    if not (folder / "items.safetensors").is_file():  # a format before
+        return np.zeros(shape, np.float32), None
+    tensors, _ = load_tensors(folder / "items.safetensors")
+    audience = tensors["audience"].numpy()
+    if audience.shape != shape or audience.dtype != np.float32 or not (np.abs(audience) < 1e15).all():
+        raise InputError(f"{folder} describes {audience.shape} audiences of movies, and {shape} are due")
+    return audience, settings["watch"] and _watch(tensors, data, settings["watch"])
 
 
 def _restored(folder: Path, about: dict[str, Any]) -> Fitted:
@@ -255,13 +288,16 @@ def _restored(folder: Path, about: dict[str, Any]) -> Fitted:
         about["standard"]["fixed"] = float(tables["thresholds"]["threshold"].mean())
     check_arrays(folder / "graph.npz")
     data = _dataset(tables, about, folder)
-    size = len(features.get_feature_names_out()), len(data.users), len(data.items)
+    audience, watch = _of_items(folder, data, settings)
+    width = len(features.get_feature_names_out()) + audience.shape[1]
+    size = width, len(data.users), len(data.items)
     models = _models(folder, size, settings["model"], settings["ensemble"])
     A = check_graph(sparse.load_npz(folder / "graph.npz"), len(data.items))
     check_number("epochs", about["epochs"], 1, whole=True)
     check_number("trained", about["trained"], 1, len(data.users), whole=True)
     check_choice("own_graph", about["own_graph"], (True, False))
-    return Fitted(data, features, A, models, settings, about["epochs"], about["trained"], about["own_graph"])
+    facts = about["epochs"], about["trained"], about["own_graph"]
+    return Fitted(data, features, A, models, settings, *facts, audience, watch)
 
 # %% ../nbs/11a_saving.ipynb #s20
 PARTS = "parts.json"  # names the parts of a model, each a model of some of its users
@@ -330,7 +366,14 @@ def _joined(parts: list[Fitted], folder: Path) -> Fitted:
             raise InputError(f"the parts of {folder} are of different models; copy the whole folder again")
     data = _joined_data([part.data for part in parts], users, order)
     models = [stacked(list(member), order) for member in zip(*(part.models for part in parts), strict=True)]
-    return replace(first, data=data, models=models, trained=sum(part.trained for part in parts))
+    watch = first.watch
+    if watch is not None:
+        M = sparse.hstack(
+            [watched(data, watch.config.disliked), watch.M[:, [-1]]], format="csc", dtype=np.float32
+        )
+        watch = replace(watch, M=M)
+    trained = sum(part.trained for part in parts)
+    return replace(first, data=data, models=models, watch=watch, trained=trained)
 
 # %% ../nbs/11a_saving.ipynb #u27
 def read_model(

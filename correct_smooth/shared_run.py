@@ -36,6 +36,7 @@ from correct_smooth.distributed import (
     SharedCheckpoint,
     everybodys_population,
     generator_behind,
+    shared_audience,
     shared_graph,
     train_shared,
 )
@@ -61,6 +62,7 @@ from correct_smooth.ranks import (
 )
 from correct_smooth.recommender import (
     CorrectSmoothRecommender,
+    Tuning,
     check_judgeable,
     check_opinions,
     n_judgeable,
@@ -69,6 +71,7 @@ from correct_smooth.recommender import (
 from .saving import PARTS, Fitted, part_names
 from .tables import write_rows
 from .train import Callback, Trained
+from .watch import Watch, WatchConfig, fit_watch
 
 # %% ../nbs/13d_shared_run.ipynb #s02b
 def everybodys_metrics(
@@ -148,7 +151,16 @@ class SharedRecommender(CorrectSmoothRecommender):
         self, X: sparse.csr_matrix, pairs: Interactions, valid: Interactions | None = None, **how: Any
     ) -> Trained:
         how = {"model_config": self.model, "config": self.training, "progress": self.progress, **how}
-        return train_shared(X, pairs, valid, **how)
+        return train_shared(X, pairs, valid, **how, audience=self.audience)
+
+    def _audience(self, pairs: Interactions) -> np.ndarray:
+        return shared_audience(pairs, self.audience)
+
+    def _watch(self, pairs: Interactions, S: sparse.csr_matrix, config: WatchConfig) -> Watch:
+        return fit_watch(pairs, S, config, all_reduce_sum if world_size() > 1 else None)
+
+    def _popularity(self) -> np.ndarray:
+        return all_reduce_sum(super()._popularity())
 
     def _average(self, state: Fitted, X: sparse.csr_matrix) -> Embeddings:
         model = super()._average(state, X)
@@ -160,9 +172,12 @@ class SharedRecommender(CorrectSmoothRecommender):
         users = everybodys_metrics(predictions, pd.Series(self.data_.counts, self.users_))
         found = evaluation(predictions, users, self.seed)
         asked = sample_of_users(found.users["user_id"], self.seed)
-        mine = self._lists(self._rows(asked[is_own(asked)]))
-        popularity = all_reduce_sum(np.bincount(self.scorer_.labels.indices, minlength=len(self.items_)))
-        return replace(found, lists=everybodys_lists(asked, mine), popularity=popularity)
+        mine, popularity = asked[is_own(asked)], self._popularity()
+        lists = self._lists(self._rows(mine), popularity)
+        judged = gather_table(self._judged_lists(lists, mine, predictions))
+        judged = judged.sort_values("user_id", kind="stable", ignore_index=True)
+        facts: dict[str, Any] = {"popularity": popularity, "n_users": int(all_reduce_sum(len(self.users_)))}
+        return replace(found, lists=everybodys_lists(asked, lists), list_users=judged, **facts)
 
 # %% ../nbs/13d_shared_run.ipynb #s05a
 @contextmanager
@@ -253,10 +268,10 @@ class SharedRun(Run):
         if rank() == 0:
             parts_as_csv(fresh / "recommendations.parquet", fresh / "recommendations.csv")
 
-    def write_tuning(self, table: pd.DataFrame, fresh: Path) -> None:
+    def write_tuning(self, tuning: Tuning, fresh: Path) -> None:
         "The same on every rank, and written by one."
         if rank() == 0:
-            super().write_tuning(table, fresh)
+            super().write_tuning(tuning, fresh)
 
     def write_model(self, folder: Path) -> None:
         "A part of each rank, a model of its users, and the names of all of them."

@@ -41,7 +41,7 @@ from correct_smooth.diffusion import (
 from correct_smooth.explain import parts
 from correct_smooth.graph import NORMALISATIONS, normalise
 from correct_smooth.model import Embeddings
-from correct_smooth.topn import top_blocks
+from correct_smooth.topn import Ranking, top_blocks
 
 SOME = tried(20, 300)
 
@@ -559,7 +559,7 @@ def test_a_graph_that_nobody_smooths_over_is_never_normalised(rule, monkeypatch)
         users, item = np.arange(8), np.arange(8)
         scorer.pairs(users, item)
         assert len(list(scorer.blocks(users))) == 1
-        assert len(list(top_blocks(scorer, users, 3, np.zeros(30, bool), progress=False))) == 1
+        assert len(list(top_blocks(Ranking(scorer), users, 3, np.zeros(30, bool), progress=False))) == 1
         z = model.block(users[:1])[:, 0]
         parts(0, lambda at, z=z: z[at], labels[:, [0]], scorer.graph, scorer.config)
         assert made == wanted  # once, whoever asks

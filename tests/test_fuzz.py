@@ -812,7 +812,8 @@ def other_weights(draw, whole):
     )
     value = tensors[name]
     if how in ("nan", "inf", "huge"):
-        value.view(-1)[0] = {"nan": np.nan, "inf": np.inf, "huge": 3e38}[how]
+        odd = {"nan": np.nan, "inf": np.inf, "huge": 3e38}[how]
+        value.view(-1)[0] = odd if value.is_floating_point() else -(2**31)
     elif how == "type":
         kinds = [
             torch.float64,
@@ -875,7 +876,7 @@ def test_forged_models(saved, drawn):
         table = name.partition(".")[0]
         if drawn.draw(st.integers(0, 4)) == 0:
             files[name] = saved[drawn.draw(st.sampled_from(sorted(saved)))][name]
-        elif table == "weights":
+        elif table in ("weights", "items"):
             files[name] = drawn.draw(other_weights(files[name]))
         elif table == "graph":
             files[name] = drawn.draw(other_graphs())

@@ -20,11 +20,11 @@ MODULES = sorted(o for o in LIB.glob("*.py") if o.stem not in ("__init__", "_mod
 # A module imports only modules before it. The table in CONTRIBUTING.md is this list, explained.
 LAYERS = """
     checks ids parsing files tables tensors jobs
-    data synthetic sources fetch dataset features
+    data synthetic sources fetch dataset features audience
     graph edges
     model encoders train checkpoint
-    correct_smooth diffusion explain topn evaluate plots
-    newcomers tuning titles saving recommender report
+    correct_smooth diffusion watch explain topn evaluate lists plots
+    newcomers tuning titles formats saving recommender report
     shell experiment rating_files commands
     ranks partition distributed shared_run
 """.split()

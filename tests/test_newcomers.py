@@ -15,6 +15,7 @@ from scipy import sparse
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
+from correct_smooth.audience import AudienceConfig, with_audience
 from correct_smooth.checkpoint import Checkpoint
 from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth
@@ -154,7 +155,8 @@ def test_a_twin_is_recognised(world):
 def test_new_movies_are_embedded_as_the_same_movies_would_be(world, encoder):
     "A movie added with another's content has that movie's base scores."
     config = ModelConfig(encoder=encoder, id_embedding=encoder == "mlp", id_dropout=0.5)
-    r = CorrectSmoothRecommender(**QUICK, model=config, ensemble=1).fit(world)
+    alone = AudienceConfig(axes=0)  # the twin has none
+    r = CorrectSmoothRecommender(**QUICK, model=config, ensemble=1, audience=alone).fit(world)
     for model in r.models_:  # so that movies' own vectors cannot hide a difference
         if config.id_embedding:
             torch.nn.init.zeros_(model.encoder.own.weight)
@@ -292,9 +294,9 @@ def test_training_goes_on_from_where_it_stood(fitted, world):
     r = again(fitted).partial_fit(epochs=2)
     pairs = index_ratings(world)
     first = r.seed + 2 * fitted.epochs_
-    alone = train(
-        r.X_, pairs, None, r.model, TrainConfig(epochs=2), first, False, start=fitted.models_[0]
-    ).model
+    X, config = with_audience(r.X_, fitted.state_.audience), TrainConfig(epochs=2)
+    how = {"start": fitted.models_[0], "audience": r.audience}
+    alone = train(X, pairs, None, r.model, config, first, False, **how).model
     for a, b in zip(alone.parameters(), r.models_[0].parameters(), strict=True):
         assert torch.equal(a, b)
     assert r.epochs_ == fitted.epochs_ + 2
@@ -337,7 +339,11 @@ def test_explanations_add_up(fitted, config):
     for user in (0, 100):
         scores = r.predict([user] * 80, r.items_)
         for item, base, refined in scores[["item_id", "base", "refined"]].to_numpy()[::every]:
-            told = r.explain(user, int(item))
+            both = r.explain(user, int(item))
+            watch = both.loc[both["of"] == "watch", "contribution"].sum()
+            at = r.users_.get_indexer([user]), int(r.items_.get_loc(int(item)))
+            assert watch == pytest.approx(r.state_.watch.block(at[0])[at[1], 0], abs=2e-5)
+            told = both[both["of"] == "refined"]
             assert told["contribution"].sum() == pytest.approx(refined, abs=2e-5)
             assert told["contribution"][0] == pytest.approx(base, abs=1e-6)
             assert told["part"][0] == "base score" and set(told["part"][1:]) <= {
@@ -347,9 +353,9 @@ def test_explanations_add_up(fitted, config):
 
 @pytest.mark.filterwarnings("ignore:user .* is unknown")
 def test_explaining_a_stranger(fitted):
-    "There is nothing but the base score."
+    "There is nothing but the base score, and what the mean of all users watches."
     told = fitted.explain("zoe", 3)
-    assert told["part"].tolist() == ["base score"]
+    assert told["part"].tolist() == ["base score", "mean of all users"]
     with pytest.raises(InputError, match="item 'x' is unknown"):
         fitted.explain(0, "x")
 

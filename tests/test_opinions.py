@@ -105,7 +105,7 @@ def test_a_fan_and_a_hater_get_different_lists(world, target, near):
         model = model.fold_in(rows)
     fan, hater = (model.predict([len(o) + 1_000] * 6, movies) for o in stars)
     assert (fan["refined"][1:] > hater["refined"][1:]).all()
-    tops = [model.recommend([len(o) + 1_000], n=10)["item_id"].tolist() for o in stars]
+    tops = [model.recommend([len(o) + 1_000], n=10, by="like")["item_id"].tolist() for o in stars]
     assert tops[0] != tops[1]
 
 
@@ -127,10 +127,10 @@ def test_a_line_of_ones_own_stays(world, how, tmp_path):
     r = CorrectSmoothRecommender(**QUICK, liked=4 if how == "liked of recommender" else None)
     seen = []
 
-    def spy(self, X, data, A, graph, callbacks):
+    def spy(self, X, block, data, A, graph, callbacks):
         kept, held = split(data, holdout(data.ratings, 0.1))
         seen.extend([kept, held])
-        return train_it(self, X, data, A, graph, callbacks)
+        return train_it(self, X, block, data, A, graph, callbacks)
 
     train_it = CorrectSmoothRecommender._train_all
     with pytest.MonkeyPatch.context() as m:

@@ -22,6 +22,7 @@ from correct_smooth.data import movie_data
 from correct_smooth.dataset import holdout, split
 from correct_smooth.evaluate import evaluation, user_table
 from correct_smooth.files import MARKER, check_target
+from correct_smooth.lists import list_result
 from correct_smooth.model import ItemUserModel
 from correct_smooth.partition import partition, read_own
 from correct_smooth.ranks import holder, user_hash
@@ -240,7 +241,7 @@ def test_a_run_leaves_results_and_nothing_else(done):
         "model",
     }
     wanted |= {"recommendations.csv", "per_user_metrics.parquet", "recommendations.parquet"}
-    assert {o.name for o in out.iterdir()} == wanted | ({"tuning.csv"} if tune else set())
+    assert {o.name for o in out.iterdir()} == wanted | ({"tuning.csv", "tuning_lists.csv"} if tune else set())
     assert check_target(out, "results") == out.resolve()  # the next run may replace it, model and parts
     for name in ("predictions", "per_user_metrics", "recommendations"):
         parts = sorted((out / f"{name}.parquet").iterdir())
@@ -329,7 +330,7 @@ def test_summary_is_that_of_the_written_predictions(done):
         assert one == pytest.approx(other, abs=1e-9, rel=0)
     assert told["data"]["users"] == 60 and told["data"]["ratings"] == 1500 and told["data"]["items"] == 80
     alone = model.set_params(seed=5).evaluate(held)
-    assert told["diversity"] == alone.diversity().T.to_dict()
+    assert told["lists"] == list_result(alone, told["config"]["seed"])
     assert_array_equal(alone.users["user_id"], judged.users["user_id"])
 
 

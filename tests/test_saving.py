@@ -23,6 +23,7 @@ from scipy import sparse
 
 from correct_smooth import files as writing
 from correct_smooth import recommender
+from correct_smooth.audience import AudienceConfig
 from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth
 from correct_smooth.dataset import holdout, split
@@ -393,6 +394,9 @@ def test_a_fresh_process(two, tmp_path):
 # --- other versions
 
 
+ITEMS = "items.safetensors"  # audience and watch scores, since format 7
+
+
 def write_kept(folder=KEPT / f"model_format_{FORMAT}"):
     "How the folder beside this file was made; a new format gets a folder of its own."
     every = ModelConfig(4, 8, encoder="sage", head="mlp", head_dim=3, id_embedding=True)
@@ -403,16 +407,19 @@ def write_kept(folder=KEPT / f"model_format_{FORMAT}"):
     folder.with_suffix(".json").write_text(model.recommend(n=3).to_json(orient="records", indent=0))
 
 
-@pytest.mark.parametrize("number", [5, FORMAT])
+@pytest.mark.parametrize("number", [5, 6, FORMAT])
 def test_models_saved_by_earlier_versions(number):
     "One written by the version that introduced this format loads, and recommends what it did then."
     kept = KEPT / f"model_format_{number}"
     files = [*kept.iterdir(), kept.with_suffix(".json")]
     assert sum(o.stat().st_size for o in files) < 100_000
-    assert {o.name for o in files[:-1]} - {MARKER} == set(MODEL_FILES)
+    assert {o.name for o in files[:-1]} - {MARKER} == set(MODEL_FILES) - ({ITEMS} if number < 7 else set())
     assert json.loads((kept / "model.json").read_text())["format"] == number
     expected = pd.DataFrame(json.loads(kept.with_suffix(".json").read_text()))
     found = CorrectSmoothRecommender.load(kept).recommend(n=3)
+    if number < 7:  # there was one score then, and it is what lists are ordered by
+        assert found["watch"].isna().all() and (found["score"] == found["refined"]).all()
+    found = found[expected.columns]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_exact=False, atol=1e-5, rtol=0)
 
 
@@ -471,10 +478,15 @@ def test_an_earlier_decay_of_users_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recommender, "fit_users", noting)
     ratings = pd.DataFrame({"user_id": 777, "item_id": [1, 2], "rating": [5.0, 1.0]})
-    dot = fitted(model=ModelConfig(4, 8))
+    dot = fitted(model=ModelConfig(4, 8), audience=AudienceConfig(axes=0), watch=None)
     dot.save(tmp_path / "now")
     settings = json.loads((tmp_path / "now" / "model.json").read_text())
-    del settings["settings"]["refinement"]["kind"]
+    (tmp_path / "now" / ITEMS).unlink()
+    for part, name in (
+        (settings["settings"]["refinement"], "kind"),
+        *((settings["settings"], o) for o in ("audience", "watch")),
+    ):
+        del part[name]
     settings["settings"]["refinement"] |= {"smoothing": "scores", "normalisation": "row"}
     settings["standard"] |= {"given": False}
     for own, decay in ((None, 6.0), (0.5, 0.5)):
@@ -500,6 +512,6 @@ def test_other_formats(two, tmp_path, found, way_out):
     path = tmp_path / "model" / "model.json"
     path.write_text(json.dumps({"format": found, "something": "else"}))
     with pytest.raises(
-        InputError, match=f"is in model format {found}, this version reads {FORMAT} and 5; {way_out}"
+        InputError, match=f"is in model format {found}, this version reads {FORMAT}, 6 and 5; {way_out}"
     ):
         CorrectSmoothRecommender.load(tmp_path / "model")

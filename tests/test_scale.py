@@ -225,10 +225,13 @@ def test_a_graph_is_normalised_when_it_is_read(small_run, monkeypatch):
     "Never by the defaults; once to smooth over, for all scores and lists; in training for an encoder."
     whole, _ = small_run
     calls = counting(monkeypatch, graph, "normalise", lambda A, how="row": (A.shape, how))
-    whole()
+    whole(watch=None)
     assert calls == []
-    whole(refinement=CorrectAndSmooth(T=1))
+    whole()
+    assert calls == [((80, 80), "row")]  # the content graph that watch scores are smoothed over
+    calls.clear()
+    whole(refinement=CorrectAndSmooth(T=1), watch=None)
     assert calls == [((80, 80), "row")]
     calls.clear()
-    whole(model=ModelConfig(emb_dim=4, hidden_dim=8, encoder="sage"))
+    whole(model=ModelConfig(emb_dim=4, hidden_dim=8, encoder="sage"), watch=None)
     assert calls == [((80, 80), "row")] * 3  # the watched training's, the final ones', the model's

@@ -37,7 +37,7 @@ from correct_smooth.model import average, embeddings
 from correct_smooth.sources import load_data
 from correct_smooth.synthetic import write_synthetic
 from correct_smooth.tables import write_rows
-from correct_smooth.topn import top_blocks
+from correct_smooth.topn import Ranking, top_blocks
 from correct_smooth.train import TrainConfig, targets, train
 
 USERS, MOVIES, RATINGS = 200_948, 87_585, 32_000_204
@@ -141,7 +141,7 @@ def write_top(scorer: Scorer, pairs: Dataset, path: Path, n: int = 10) -> None:
     "The best unseen movies of every user, block by block."
     everyone, open_to_all = np.arange(len(pairs.users)), np.zeros(len(pairs.items), bool)
     with write_rows(path) as write:
-        for top in top_blocks(scorer, everyone, n, open_to_all, progress=sys.stderr.isatty()):
+        for top in top_blocks(Ranking(scorer), everyone, n, open_to_all, progress=sys.stderr.isatty()):
             ids = {"user_id": pairs.users[top.pop("place")], "item_id": pairs.items[top.pop("item")]}
             write(pd.DataFrame({**ids, **top}))
 
