@@ -216,7 +216,7 @@ class Tuning:
     "All that was tried, judged on validation ratings."
 
     models: pd.DataFrame  # a row a model: settings, roc_auc of its base scores, difference to the first, se
-    refinements: pd.DataFrame  # as `tuning.tune` has them, on the best of them
+    refinements: pd.DataFrame  # as `tuning.judge` has them, on the best of them
     watch: pd.DataFrame | None = None  # as `tuning.judge_lists` has them; None: there are no watch scores
 
 

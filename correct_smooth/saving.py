@@ -136,11 +136,15 @@ def _sparse(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int],
     return A
 
 
+def _histories(data: Dataset, mean: sparse.csc_matrix, config: WatchConfig) -> sparse.csc_matrix:
+    "What the users of a data set have watched, and behind them the mean that was saved."
+    return sparse.hstack([watched(data, config.disliked), mean], format="csc", dtype=np.float32)
+
+
 def _watch(tensors: dict[str, torch.Tensor], data: Dataset, config: WatchConfig) -> Watch:
     "Watch scores of the users of a data set."
     n = len(data.items)
-    mean = _sparse(tensors, "mean", (n, 1), sparse.csc_matrix)
-    M = sparse.hstack([watched(data, config.disliked), mean], format="csc", dtype=np.float32)
+    M = _histories(data, _sparse(tensors, "mean", (n, 1), sparse.csc_matrix), config)
     B, S = (_sparse(tensors, name, (n, n), sparse.csr_matrix) for name in ("B", "S"))
     count = tensors["count"].numpy()
     if count.shape != (n,) or count.dtype != np.int64 or (count < 0).any():
@@ -368,9 +372,7 @@ def _joined(parts: list[Fitted], folder: Path) -> Fitted:
     models = [stacked(list(member), order) for member in zip(*(part.models for part in parts), strict=True)]
     watch = first.watch
     if watch is not None:
-        M = sparse.hstack(
-            [watched(data, watch.config.disliked), watch.M[:, [-1]]], format="csc", dtype=np.float32
-        )
+        M = _histories(data, watch.M[:, [-1]], watch.config)
         watch = replace(watch, M=M)
     trained = sum(part.trained for part in parts)
     return replace(first, data=data, models=models, watch=watch, trained=trained)
