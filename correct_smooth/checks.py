@@ -12,10 +12,12 @@ __all__ = ['UNREADABLE', 'printable', 'as_text', 'InputError', 'check_number', '
 import io
 import math
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,7 +127,7 @@ def check_size(
     "Raise `InputError` if so much must not be unpacked from so little, or does not fit into memory."
     if declared > max(_LARGE, _PLAUSIBLE * held):
         raise InputError(
-            f"{where} would unpack from {held:,} bytes to {declared:,}, as no movies or ratings do; "
+            f"{where} would unpack from {held:,} bytes to {declared:,}, as no table of ratings does; "
             "if it is what you mean, give it as plain CSV"
         )
     if whole and declared > (memory := machine_memory()):
@@ -203,6 +205,39 @@ def check_arrays(
                 raise InputError(f"{path}: the array {member.filename} declares more than it holds: {shape}")
 
 # %% ../nbs/10_checks.ipynb #c029
+_pools = {
+    "begun": False,
+    "lost": False,
+}  # whether loops ran on several threads; in this process, or its parent
+
+
+def _after_fork() -> None:
+    "A forked process has none of its parent's threads, and goes on with one."
+    _pools.update(lost=_pools["begun"] or _pools["lost"], begun=False)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _on_threads(function: Callable[..., Any], shared: Any, **options: Any) -> Callable[..., Any]:
+    "A loop that runs on several threads, but where a fork has lost them."
+    from numba import njit
+
+    alone = njit(**{**options, "parallel": False})(function)  # compiled when it is first needed, if ever
+
+    @wraps(function)
+    def run(*args: Any) -> Any:
+        if _pools["lost"]:
+            return alone(*args)
+        _pools["begun"] = True
+        return shared(*args)
+
+    return run
+
+# %% ../nbs/10_checks.ipynb #c029b
 def compiled(
     cache: bool = True,  # keep the machine code where there is a place for it
     **options: Any,  # of numba's `njit`
@@ -212,8 +247,9 @@ def compiled(
 
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return njit(cache=cache, **options)(function)
+            found = njit(cache=cache, **options)(function)
         except RuntimeError:  # numba finds no folder to write to
-            return njit(**options)(function)
+            found = njit(**options)(function)
+        return _on_threads(function, found, **options) if options.get("parallel") else found
 
     return compile_it

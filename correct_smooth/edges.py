@@ -1,4 +1,4 @@
-"""Edges from a file, a table, a matrix or networkx, by your ids, in both directions.
+"""Edges from a file, a table, a matrix, networkx or PyTorch Geometric, by your ids, in both directions.
 
 Docs: https://correct-smooth.github.io/correct_smooth/edges.html.md"""
 
@@ -8,16 +8,20 @@ Docs: https://correct-smooth.github.io/correct_smooth/edges.html.md"""
 __all__ = ['EDGE_COLUMNS', 'edge_columns', 'edge_graph', 'read_edges', 'both_ways', 'given_graph']
 
 # %% ../nbs/02a_edges.ipynb #c002
+import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from .checks import InputError, check_arrays, check_parquet, reading
+from .arrays import Rows, as_floats, door
+from .checks import InputError, check_arrays, check_parquet, check_size, reading
 from .data import remarks
 from .graph import check_graph
 from .ids import find_ids
@@ -82,7 +86,7 @@ def _find(ids: pd.Series, items: pd.Index) -> np.ndarray:
 
 
 def _edge_matrix(
-    source: np.ndarray,  # positions, -1 for movies that are not known
+    source: np.ndarray,  # positions, -1 for items that are not known
     target: np.ndarray,
     weight: np.ndarray,
     n_items: int,
@@ -93,8 +97,8 @@ def _edge_matrix(
     use = known & ~loop & (weight > 0)
     table = pd.DataFrame({"i": source, "j": target, "w": weight})[use]
     table = table.groupby(["i", "j"], as_index=False)["w"].max()
-    dropped["edges with an unknown movie"] = int((~known).sum())
-    dropped["edges from a movie to itself"] = int((known & loop).sum())
+    dropped["edges with an unknown item"] = int((~known).sum())
+    dropped["edges from an item to itself"] = int((known & loop).sum())
     dropped["edges of weight 0"] = int((known & ~loop & (weight == 0)).sum())
     dropped["edges given again"] = int(use.sum()) - len(table)
     shape = (n_items, n_items)
@@ -116,8 +120,8 @@ def edge_graph(
     A = _edge_matrix(source, target, weight, len(items), dropped)
     if not A.nnz:
         raise InputError(
-            f"no edge joins two known movies: edges hold {edges[meant['source']][:2].tolist()}, "
-            f"movies are {items[:2].tolist()} ...; edges use the item ids of the movies"
+            f"no edge joins two known items: edges hold {edges[meant['source']][:2].tolist()}, "
+            f"items are {items[:2].tolist()} ...; edges use the ids of the items"
             + "".join(f"; {remark}" for remark in remarks(dropped))
         )
     if column not in (None, "weight"):
@@ -127,10 +131,13 @@ def edge_graph(
     return A
 
 # %% ../nbs/02a_edges.ipynb #c010
-def _npz_columns(path: Path) -> pd.DataFrame:
-    "Arrays as columns, all with a number for each edge."
+def _npz_columns(path: Path) -> pd.DataFrame | sparse.csr_matrix:
+    "Arrays as columns, all with a number for each edge; or the matrix that SciPy has saved."
     check_arrays(path)
     with np.load(path, allow_pickle=False) as file:
+        if {"format", "shape", "data"} <= set(file.files):
+            A = sparse.load_npz(path)
+            return check_graph(A, max(A.shape))
         arrays = {name: file[name] for name in file.files}
     shapes = {name: array.shape for name, array in arrays.items()}
     if {len(shape) for shape in shapes.values()} != {1} or len(set(shapes.values())) > 1:
@@ -150,51 +157,33 @@ def _parquet_columns(path: Path) -> pd.DataFrame:
     frame = table.to_pandas()
     return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column
 
+# %% ../nbs/02a_edges.ipynb #e01
+def _unpacked(path: Path) -> Any:
+    "A file as it is, or the bytes in one packed by gzip; raises `InputError` where they are too many."
+    if path.suffix.lower() != ".gz":
+        return path
+    held, out = path.stat().st_size, io.BytesIO()
+    with gzip.open(path) as packed:
+        while block := packed.read(2**20):
+            out.write(block)
+            check_size(path, out.tell(), held)
+    out.seek(0)
+    return out
+
 
 def _csv_columns(path: Path) -> pd.DataFrame:
     "A CSV as text, or as numbers where no cell of the columns for edges is anything else."
-    names = read_csv(path, nrows=0).columns
+    tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
+    form: dict[str, Any] = {"sep": "\t"} if tabs else {}
+    names = read_csv(_unpacked(path), nrows=0, where=str(path), **form).columns
     kinds = {
         name: np.float64 if meaning == "weight" else np.int64
         for meaning, columns in _meant(names).items()
         for name in columns
     }
-    return from_cells(read_csv(path, kinds=kinds))
+    return from_cells(read_csv(_unpacked(path), kinds=None if tabs else kinds, where=str(path), **form))
 
-# %% ../nbs/02a_edges.ipynb #rca08
-_EDGE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": _csv_columns,
-    ".parquet": _parquet_columns,
-    ".npz": _npz_columns,
-}
-
-
-def read_edges(
-    path: str | Path,  # .csv, .parquet or .npz with source, target and perhaps weight
-) -> pd.DataFrame:  # for `edge_graph`
-    "Read a list of edges."
-    path = Path(path).expanduser()
-    suffix = path.suffix.lower()
-    if suffix not in _EDGE_READERS:
-        raise InputError(f"{path.name} is none of the formats for edges: {', '.join(_EDGE_READERS)}")
-    with reading(path):
-        edges = _EDGE_READERS[suffix](path)
-    if not isinstance(edges.index, pd.RangeIndex):
-        raise InputError(f"{path}: its rows have more cells than its header")
-    try:
-        edge_columns(edges.columns)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return edges
-
-# %% ../nbs/02a_edges.ipynb #c012
-def both_ways(A: sparse.csr_matrix) -> sparse.csr_matrix:
-    "Every edge in both directions: at its weight where it was given in one, at the mean where in both."
-    given = sparse.csr_matrix((np.ones(A.nnz), A.indices, A.indptr), A.shape)
-    count, both = given + given.T, sparse.csr_matrix(A + A.T, dtype=np.float64)
-    return sparse.csr_matrix(both.multiply(count.power(-1)), dtype=np.float32)
-
-# %% ../nbs/02a_edges.ipynb #rca10
+# %% ../nbs/02a_edges.ipynb #e04
 def _networkx_table(graph: Any) -> pd.DataFrame:
     "Edges of a networkx graph with their attributes, by id."
     rows = list(graph.edges(data=True))
@@ -205,25 +194,110 @@ def _networkx_table(graph: Any) -> pd.DataFrame:
     }
     return pd.concat([pd.DataFrame(ends), attributes], axis=1)
 
+
+def _graphml_columns(path: Path) -> pd.DataFrame:
+    "The edges of a GraphML file with their attributes; those of an undirected graph in both directions."
+    from networkx import NetworkXException, read_graphml
+
+    def refuse(*declared: Any) -> None:
+        raise InputError(f"{path} declares a document type ({declared[0]}), which no graph needs; remove it")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        with open(path, "rb") as file:
+            parser.ParseFile(file)
+        graph = read_graphml(path)
+    except (expat.ExpatError, NetworkXException, AttributeError, LookupError) as error:
+        raise InputError(f"{path} holds no GraphML: {error}") from error
+    edges = _networkx_table(graph)
+    turned = edges.rename(columns={"source": "target", "target": "source"})
+    return edges if graph.is_directed() else pd.concat([edges, turned], ignore_index=True)
+
+# %% ../nbs/02a_edges.ipynb #rca08
+_EDGE_READERS: dict[str, Callable[[Path], Any]] = {
+    ".csv": _csv_columns,
+    ".csv.gz": _csv_columns,
+    ".tsv": _csv_columns,
+    ".tsv.gz": _csv_columns,
+    ".parquet": _parquet_columns,
+    ".npz": _npz_columns,
+    ".graphml": _graphml_columns,
+}
+
+
+def read_edges(
+    path: str | Path,  # .csv, .tsv (or .gz of them), .parquet, .npz or .graphml
+) -> Any:  # a table with source, target and perhaps weight; of SciPy's .npz, the matrix, by position
+    "Read a list of edges; raises `InputError` for a file that holds none."
+    path = Path(path).expanduser()
+    suffix = "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    if suffix not in _EDGE_READERS:
+        raise InputError(f"{path.name} is none of the formats for edges: {', '.join(_EDGE_READERS)}")
+    with reading(path):
+        edges = _EDGE_READERS[suffix](path)
+    if sparse.issparse(edges):
+        return edges
+    if not isinstance(edges.index, pd.RangeIndex):
+        raise InputError(f"{path}: its rows have more cells than its header")
+    try:
+        edge_columns(edges.columns)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return edges
+
+# %% ../nbs/02a_edges.ipynb #c012
+@door(A=Rows("n n"))
+def both_ways(A: sparse.csr_matrix) -> sparse.csr_matrix:
+    "Every edge in both directions: at its weight where it was given in one, at the mean where in both."
+    given = sparse.csr_matrix((np.ones(A.nnz), A.indices, A.indptr), A.shape)
+    count, both = given + given.T, sparse.csr_matrix(A + A.T, dtype=np.float64)
+    return sparse.csr_matrix(both.multiply(count.power(-1)), dtype=np.float32)
+
 # %% ../nbs/02a_edges.ipynb #rca14
+def _array(values: Any) -> np.ndarray | None:
+    "An array, or what a tensor holds; None for anything else."
+    if isinstance(values, np.ndarray) or callable(getattr(values, "detach", None)):
+        with reading("edges"):
+            return np.asarray(values if isinstance(values, np.ndarray) else values.detach().cpu())
+    return None
+
+
 def _edge_index(edges: Any, n_items: int) -> np.ndarray:  # (2, n_edges) positions
     "Edges by position, as PyTorch Geometric has them."
-    at = None
-    if isinstance(edges, np.ndarray) or callable(getattr(edges, "detach", None)):
-        with reading("edges"):
-            at = np.asarray(edges if isinstance(edges, np.ndarray) else edges.detach().cpu())
+    at = _array(edges)
     if at is None or at.ndim != 2 or len(at) != 2 or at.dtype.kind not in "iu":
         shown = f"{type(edges).__name__}{'' if at is None else f' of shape {at.shape} and type {at.dtype}'}"
         raise InputError(
             "edges must be a DataFrame with source, target and perhaps weight, by item id; a file of them "
-            "(.csv, .parquet, .npz); a networkx graph of item ids; or, by position, a scipy sparse matrix "
-            f"of movies x movies or an edge_index of 2 x edges whole numbers; got {shown}"
+            f"({', '.join(_EDGE_READERS)}); a networkx graph of item ids; or, by position, a scipy sparse "
+            "matrix of items x items or an edge_index of 2 x edges whole numbers, alone or with weights; "
+            f"got {shown}"
         )
     if at.size and not 0 <= at.min() <= at.max() < n_items:
         raise InputError(
             f"edge_index must hold positions from 0 to {n_items - 1}, got {at.min()} to {at.max()}"
         )
     return at.astype(np.int64)
+
+# %% ../nbs/02a_edges.ipynb #e06
+def _weighted_index(
+    edges: Any,  # an edge_index; a pair of one and weights; or an object that has them
+    n_items: int,
+) -> tuple[np.ndarray, np.ndarray]:  # (2, n_edges) positions, and weights
+    "Edges by position, and their weights; 1 where none are given."
+    if hasattr(edges, "edge_index"):
+        named = (getattr(edges, name, None) for name in ("edge_weight", "edge_attr"))
+        edges = (edges.edge_index, next((one for one in named if one is not None), None))
+    index, weight = edges if isinstance(edges, tuple) and len(edges) == 2 else (edges, None)
+    at = _edge_index(index, n_items)
+    if weight is None:
+        return at, np.ones(at.shape[1], np.float32)
+    values = _array(weight)
+    if values is None or values.size != at.shape[1]:
+        shown = type(weight).__name__ if values is None else f"shape {values.shape}"
+        raise InputError(f"edge weights must be one number for each of {at.shape[1]} edges; got {shown}")
+    return at, as_floats("edge weight", values.reshape(-1), low=0)
 
 # %% ../nbs/02a_edges.ipynb #c015
 def given_graph(
@@ -243,9 +317,9 @@ def given_graph(
         given = check_graph(edges, len(items)).tocoo()
         A = _edge_matrix(given.row, given.col, given.data, len(items), dropped)
     else:
-        source, target = _edge_index(edges, len(items))
-        A = _edge_matrix(source, target, np.ones(len(source), np.float32), len(items), dropped)
+        (source, target), weight = _weighted_index(edges, len(items))
+        A = _edge_matrix(source, target, weight, len(items), dropped)
     if not A.nnz:
         lost = "".join(f"; {remark}" for remark in remarks(dropped))
-        raise InputError(f"the graph has no edge between two of the {len(items)} movies{lost}")
+        raise InputError(f"the graph has no edge between two of the {len(items)} items{lost}")
     return A

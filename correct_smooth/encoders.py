@@ -43,9 +43,9 @@ class SageEncoder(ItemEncoder):
     ) -> tuple[Bag, Bag | None]:
         "Features of some movies and their neighbours behind them, and weights of the neighbours."
         if S is None:
-            raise InputError("the encoder is sage and needs the movie graph: give S, from `normalise`")
+            raise InputError("the encoder is sage and needs the item graph: give S, from `normalise`")
         if S.shape != (X.shape[0], X.shape[0]):
-            raise InputError(f"the graph is of {S.shape[0]} movies, the features of {X.shape[0]}")
+            raise InputError(f"the graph is of {S.shape[0]} items, the features of {X.shape[0]}")
         movies, weights = with_neighbours(rows, S)
         return as_bag(X[movies]), as_bag(weights)
 

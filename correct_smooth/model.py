@@ -22,6 +22,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
+from .arrays import Sizes, as_floats, as_positions
 from .checks import InputError, check_choice, check_number, compiled
 
 # %% ../nbs/03_model.ipynb #c007
@@ -255,6 +256,13 @@ def _pair_dots(H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray)
     return out
 
 # %% ../nbs/03_model.ipynb #c043
+def _sound(scores: np.ndarray) -> np.ndarray:
+    "Scores as they are; raises `InputError` where there is none."
+    if np.isnan(scores.min(initial=1)):
+        raise InputError("scores are nan: the embeddings hold numbers that are not finite")
+    return scores
+
+
 @dataclass(frozen=True, eq=False)
 class Embeddings:
     "A trained model as arrays: movies H and c, users U and b, and perhaps a head."
@@ -265,19 +273,30 @@ class Embeddings:
     b: np.ndarray  # (n_users,) float32
     head: HeadArrays | None = None
 
+    def __post_init__(self) -> None:
+        sizes = Sizes()
+        for name, axes in (("H", "n_items k"), ("c", "n_items"), ("U", "n_users k"), ("b", "n_users")):
+            array = getattr(self, name)
+            sizes.agree(name, np.shape(array), axes)
+            if type(array) is not np.ndarray or array.dtype != np.float32 or not array.flags.c_contiguous:
+                object.__setattr__(self, name, np.ascontiguousarray(as_floats(name, array)))
+
     def pairs(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:  # (n,) float32
         "Base scores z of given pairs of positions, between 0 and 1."
+        user = as_positions("user", user, len(self.U))
+        item = as_positions("item", item, len(self.H), user.shape)
         out = _pair_dots(self.H, self.U, item, user) + self.b[user] + self.c[item]
-        return expit(out if self.head is None else out + self.head.pairs(user, item))
+        return _sound(expit(out if self.head is None else out + self.head.pairs(user, item)))
 
     def block(self, users: np.ndarray) -> np.ndarray:  # Z, (n_items, m) float32
         "Base scores of every movie for a block of users, given by their positions."
+        users = as_positions("users", users, len(self.U))
         arrays = (self.U[users], self.b[users], self.H, self.c)
         U, b, H, c = (torch.from_numpy(array) for array in arrays)
         out = torch.addmm(b[:, None], U, H.T).add_(c)  # a row a user, so that their scores lie together
         if self.head is not None:
             out += torch.from_numpy(self.head.block(users)).T
-        return out.sigmoid_().numpy().T
+        return _sound(out.sigmoid_().numpy().T)
 
     def map_users(self, change: Callable[[np.ndarray], np.ndarray]) -> "Embeddings":
         "The same with a function applied to every array that has a row a user."
@@ -359,7 +378,7 @@ def average(
 ) -> Embeddings:
     "One model whose logits are the mean of its members' logits."
     if len({(len(member.U), len(member.H)) for member in members}) != 1:
-        raise InputError("models to average must be of the same users and movies, and at least one")
+        raise InputError("models to average must be of the same users and items, and at least one")
     share = np.float32(1 / len(members))
     heads = [member.head for member in members if member.head is not None]
     return Embeddings(

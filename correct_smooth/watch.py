@@ -19,6 +19,8 @@ from numba import prange
 from scipy import sparse
 from scipy.linalg import lapack
 
+from .arrays import Columns, Count, Floats, Marks, Number, Rows
+from .arrays import as_floats, as_positions, door, take_fields
 from .checks import InputError, check_number, compiled
 from .correct_smooth import label_matrix, user_blocks
 from .dataset import Interactions
@@ -60,11 +62,13 @@ def watched(
     return label_matrix(pairs.user, pairs.item, value, (len(pairs.items), len(pairs.users)))
 
 # %% ../nbs/05b_watch.ipynb #w12
+_Total = Callable[[np.ndarray], np.ndarray]  # sums an array over all parts of the users, where M is a part
+
+
+@door(M=Columns("n m", once=True))
 def user_weights(
     M: sparse.csc_matrix,  # (n_items, n_users)
-    total: Callable[
-        [np.ndarray], np.ndarray
-    ] = np.asarray,  # sums over all parts of the users, where M is one
+    total: _Total = np.asarray,
 ) -> tuple[np.ndarray, float]:  # d, (n_users,) float64; and how many users there are in all
     "How much each user says: n^-1/2, of mean 1; users without ratings say nothing."
     n = np.diff(M.indptr)
@@ -91,18 +95,19 @@ def _products(
     return G
 
 
+@door(M=Rows("n m"), d=Floats("m"))
 def gram(
     M: sparse.csr_matrix,  # (n, m), such as movies by users
     d: np.ndarray,  # (m,) weights of the columns
 ) -> np.ndarray:  # (n, n) float32, the lower half; 0 above it
     "Weighted products of all rows with one another: half of M D M'."
-    M = sparse.csr_matrix(M, dtype=np.float32)
-    by_column = sparse.csc_matrix(M @ sparse.diags(d.astype(np.float32)), dtype=np.float32)
+    by_column = sparse.csc_matrix(M @ sparse.diags(d), dtype=np.float32)
     by_column.sort_indices()
     arrays = (array for A in (M, by_column) for array in (A.indptr, A.indices, A.data))
     return _products(*arrays, max(1, min(256, len(d))))
 
 # %% ../nbs/05b_watch.ipynb #w17
+@door(K=Floats("n n", -np.inf, np.inf))
 def inverse_in_place(
     K: np.ndarray,  # (n, n) float32, symmetric and positive; its lower half is read
 ) -> np.ndarray:  # (n, n), in the memory of K
@@ -112,7 +117,7 @@ def inverse_in_place(
     own = np.diag(K).copy()
     root, failed = lapack.spotrf(K.T, lower=0, overwrite_a=True)  # upper half there, lower half here
     if failed or not (np.diag(root) ** 2 > 1e-5 * own).all():  # a row that the rows before nearly make up
-        raise InputError("weights between movies would be lost in rounding (32 bits); raise the penalty")
+        raise InputError("weights between items would be lost in rounding (32 bits); raise the penalty")
     K = lapack.spotri(root, lower=0, overwrite_c=True)[0].T
     for at in user_blocks(len(K), len(K)):  # the other half
         K[at, at] = np.tril(K[at, at]) + np.tril(K[at, at], -1).T
@@ -121,8 +126,10 @@ def inverse_in_place(
 
 # %% ../nbs/05b_watch.ipynb #w19
 _Columns = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]  # rows and columns of B, and what stands there
+_WEIGHED = {"M": Columns("n m", 0, once=True), "d": Floats("m", 0, kind=float), "penalty": Number(low=1e-6)}
 
 
+@door(**_WEIGHED)
 def few_users_weights(
     M: sparse.csc_matrix,  # (n_items, n_users), users few
     d: np.ndarray,  # (n_users,) weights of the users
@@ -139,21 +146,19 @@ def few_users_weights(
         solved = part.T.tocsr().dot(inverse).T  # (n_users, some): the inverse is symmetric
         left = 1 - np.asarray(part.multiply(solved).sum(axis=0)).ravel()  # lambda times the diagonal of P
         if not (left > 1e-5).all():
-            raise InputError("weights between movies would be lost in rounding (32 bits); raise the penalty")
+            raise InputError("weights between items would be lost in rounding (32 bits); raise the penalty")
         B = across.dot(solved)
         B /= left
         B[items[at], np.arange(at.stop - at.start)] = 0
         yield items, items[at], B
 
 # %% ../nbs/05b_watch.ipynb #w24
-_Total = Callable[[np.ndarray], np.ndarray]  # sums an array over all parts of the users, where M is a part
-
-
 def _counts(M: sparse.csc_matrix) -> np.ndarray:
     "How many have watched each movie."
     return np.bincount(M.indices, minlength=M.shape[0]).astype(np.int64)
 
 
+@door(**_WEIGHED, head=Count(low=1))
 def many_users_weights(
     M: sparse.csc_matrix,  # (n_items, n_users)
     d: np.ndarray,  # (n_users,) weights of the users
@@ -200,8 +205,7 @@ def largest_weights(
     keep: int,  # weights to keep in all; of equal ones the first
 ) -> sparse.csr_matrix:  # B, (n_items, n_items) float32, row i: what having watched i adds to each movie
     "The largest weights anywhere, each by how much it moves and how often."
-    often, nothing = np.sqrt(count).astype(np.float32), np.finfo(np.float32).tiny
-    least = nothing
+    often, least = np.sqrt(count).astype(np.float32), (nothing := np.finfo(np.float32).tiny)
     parts = [[np.zeros(0, kind) for kind in (np.int32, np.int32, np.float32)]]  # rows, columns, weights
     for rows, at, B in columns:
         size = np.abs(B)
@@ -217,6 +221,7 @@ def largest_weights(
     return sparse.csr_matrix((value, (row, column)), (len(count), len(count)))
 
 # %% ../nbs/05b_watch.ipynb #w29
+@door(M=Columns("n m", 0, once=True))
 def item_weights(
     M: sparse.csc_matrix,  # (n_items, n_users)
     config: WatchConfig = WatchConfig(),
@@ -225,7 +230,7 @@ def item_weights(
     "How much having watched one movie speaks for watching another, by whichever way is shorter."
     d, users = user_weights(M, total or np.asarray)
     count = (total or np.asarray)(_counts(M))
-    penalty = config.penalty * np.sqrt(users)
+    penalty = config.penalty * np.sqrt(max(users, 1))
     if total is None and M.shape[1] <= min(config.head, np.count_nonzero(count)):
         columns = few_users_weights(M, d, penalty)
     else:
@@ -233,6 +238,7 @@ def item_weights(
     return largest_weights(columns, count, config.weights * len(count))
 
 # %% ../nbs/05b_watch.ipynb #w32
+@door(S=Rows("n n", low=0), known=Marks("n"))
 def filling(
     S: sparse.csr_matrix,  # (n_items, n_items) content graph, rows sum to one
     known: np.ndarray,  # (n_items,) True where somebody has rated the movie
@@ -289,6 +295,9 @@ class Watch:
     count: np.ndarray  # (n_items,) how many had watched each movie
     config: WatchConfig
 
+    def __post_init__(self) -> None:
+        take_fields(self, M=Columns("n m"), B=Rows("n n"), S=Rows("n n", 0), count=Floats("n", 0, kind=int))
+
     @property
     def known(self) -> np.ndarray:  # (n_items,) bool
         "Movies that somebody had rated."
@@ -301,7 +310,7 @@ class Watch:
 
     def histories(self, users: np.ndarray) -> sparse.csc_matrix:  # (n_items, m)
         "What some users have watched; for those without a rating, the mean of all."
-        empty = np.diff(self.M.indptr)[users] == 0
+        empty = np.diff(self.M.indptr)[as_positions("users", users, self.M.shape[1])] == 0
         return self.M[:, np.where(empty, self.M.shape[1] - 1, users)]
 
     def block(self, users: np.ndarray) -> np.ndarray:  # Q, (n_items, m) float32
@@ -322,9 +331,8 @@ def with_mean(
 ) -> sparse.csc_matrix:  # (n_items, n_users + 1)
     "The same, and behind the last user the mean of all, for strangers."
     d, users = user_weights(M, total)
-    return sparse.hstack(
-        [M, sparse.csc_matrix(total(M @ d)[:, None] / max(users, 1))], format="csc", dtype=np.float32
-    )
+    mean = sparse.csc_matrix(total(M @ d)[:, None] / max(users, 1))
+    return sparse.hstack([M, mean], format="csc", dtype=np.float32)
 
 # %% ../nbs/05b_watch.ipynb #h409
 def content_neighbours(
@@ -353,19 +361,22 @@ def list_score(
     liking: float = WatchConfig.liking,  # g
 ) -> np.ndarray:
     "What a list is ordered by: what will be watched, times how much of it will be liked; never above Q."
+    Q, P = as_floats("Q", Q), as_floats("P", P, 0, 1, np.shape(Q))
     score = P ** np.float32(liking)
     score *= Q
     return np.minimum(score, Q, out=score)
 
 # %% ../nbs/05b_watch.ipynb #n02
+@door(count=Floats("n", 0, kind=np.float64), novelty=Number(low=0, high=1))
 def discount(
     count: np.ndarray,  # (n_items,) how many have watched each movie
     novelty: float = WatchConfig.novelty,  # nu
 ) -> np.ndarray:  # (n_items,) float32, at most 1
     "What positive scores are multiplied by, less than 1 for movies that are more popular than the mean."
-    return (np.maximum(count / max(count.mean(), 1), 1) ** -novelty).astype(np.float32)
+    return (np.maximum(count / max(count.sum() / max(len(count), 1), 1), 1) ** -novelty).astype(np.float32)
 
 
+@door(scores=Floats("n m"), by=Floats("n", 0))
 def discounted(
     scores: np.ndarray,  # (n_items, m)
     by: np.ndarray | None,  # (n_items,) of `discount`; None: not at all
