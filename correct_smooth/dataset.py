@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from scipy.special import ndtr
 
 from .checks import InputError, check_choice, check_number, compiled, generator
@@ -269,6 +270,8 @@ class Dataset(Interactions):
     no_opinion: float | None = None  # the rating that says "seen, not rated", where there is one
     seen: pd.DataFrame | None = field(default=None, repr=False)  # user_id, item_id: known, not learned from
     hidden: "Dataset | None" = field(default=None, repr=False)  # held-out ratings: known, not learned from
+    noun: str = "movie"  # what an item is called in reports
+    vectors: sparse.csr_matrix | None = field(default=None, repr=False)  # (n_items, width) of your own
 
     @property
     def by_position(self) -> pd.DataFrame:
@@ -279,8 +282,7 @@ class Dataset(Interactions):
     @property
     def ratings(self) -> pd.DataFrame:  # user_id, item_id, rating and perhaps timestamp
         "The same by id, made anew each time."
-        ids = {"user_id": self.users[self.user], "item_id": self.items[self.item]}
-        return self.by_position.assign(**ids)
+        return self.by_position.assign(user_id=self.users[self.user], item_id=self.items[self.item])
 
     @cached_property
     def counts(self) -> np.ndarray:  # (n_users,)
@@ -314,7 +316,7 @@ def index_ratings(data: MovieData | Dataset) -> Dataset:  # a `Dataset` as it is
         table["rating"].to_numpy(np.float32), np.zeros(len(user), np.float32),
         users, data.movies.index, movies=data.movies,
         thresholds=pd.Series(0.0, users) if given is None else given.reindex(users).fillna(usual),
-        fixed=usual, liked=data.liked,
+        fixed=usual, liked=data.liked, noun=data.noun, vectors=data.vectors,
         timestamp=table["timestamp"].to_numpy() if "timestamp" in table else None,
         name=data.name, dropped=data.dropped, no_opinion=data.no_opinion, seen=data.seen,
     )  # fmt: skip

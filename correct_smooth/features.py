@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .checks import InputError, check_number
 from .parsing import as_names, as_numbers
+from .roles import OWN_NUMBERS
 
 # %% ../nbs/01_features.ipynb #c006
 class _Words:
@@ -109,11 +110,19 @@ class _Eras(_Names):
 _LOGGED = ("popularity", "vote_count")
 
 
-def _number_table(movies: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
+def _long_tailed(column: pd.Series) -> bool:
+    "Whether numbers of yours are spread over orders of magnitude: the largest far above the middle."
+    values = as_numbers(column).dropna()
+    return bool(len(values) and values.min() >= 0 and values.quantile(0.99) > 20 * max(values.median(), 1))
+
+
+def _number_table(
+    movies: pd.DataFrame, columns: tuple[str, ...], logged: tuple[str, ...] = _LOGGED
+) -> np.ndarray:
     "Columns as numbers, nan where there is none; those spread over orders of magnitude as logarithms."
     given = (movies.get(name, pd.Series(np.nan, movies.index)) for name in columns)
     x = np.column_stack([as_numbers(column) for column in given])
-    at = [k for k, name in enumerate(columns) if name in _LOGGED]
+    at = [k for k, name in enumerate(columns) if name in logged]
     x[:, at] = np.log1p(np.maximum(x[:, at], 0))
     return x
 
@@ -121,36 +130,42 @@ def _number_table(movies: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
 class _Numbers:
     "Standardised numbers, missing ones imputed by the median and flagged."
 
-    def __init__(self, columns: tuple[str, ...]):
-        self.columns = columns
+    def __init__(self, columns: tuple[str, ...], own: bool = False):
+        self.columns, self.own = columns, own  # own: and all numbers that we have no name for
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
         there = [name for name in self.columns if name in movies]
+        if self.own:
+            there += [name for name in movies.columns if str(name).startswith(OWN_NUMBERS)]
         self.columns = tuple(name for name in there if as_numbers(movies[name]).notna().any())
         if not self.columns:
             return []
-        x = _number_table(movies, self.columns)
+        own = [name for name in self.columns if name.startswith(OWN_NUMBERS) and _long_tailed(movies[name])]
+        self.logged = (*_LOGGED, *own)
+        x = _number_table(movies, self.columns, self.logged)
         self.median = np.nanmedian(x, axis=0)
         filled = np.where(np.isnan(x), self.median, x)
         self.mean, spread = filled.mean(axis=0), filled.std(axis=0)
         self.scale = np.where(spread > 0, spread, 1.0)
         self.flagged = np.flatnonzero(np.isnan(x).any(axis=0))
-        return [*self.columns, *(f"{self.columns[k]} missing" for k in self.flagged)]
+        names = [name.removeprefix(OWN_NUMBERS) for name in self.columns]
+        return [*names, *(f"{names[k]} missing" for k in self.flagged)]
 
     def transform(self, movies: pd.DataFrame) -> sparse.csr_matrix:
-        x = _number_table(movies, self.columns)
+        x = _number_table(movies, self.columns, self.logged)
         gone = np.isnan(x)
         scaled = (np.where(gone, self.median, x) - self.mean) / self.scale
         return sparse.csr_matrix(np.hstack([scaled, gone[:, self.flagged]]), dtype=np.float32)
 
     def state(self) -> dict[str, Any]:
         arrays = {name: getattr(self, name).tolist() for name in ("median", "mean", "scale", "flagged")}
-        return {"columns": list(self.columns), **arrays}
+        return {"columns": list(self.columns), "logged": list(self.logged), **arrays}
 
     def restore(self, names: list[str], state: dict[str, Any]) -> None:
         arrays = (np.array(state[name], np.float64) for name in ("median", "mean", "scale"))
         self.columns, (self.median, self.mean, self.scale) = tuple(state["columns"]), arrays
         self.flagged = np.array(state["flagged"], np.int64)
+        self.logged = tuple(state.get("logged", _LOGGED))
 
 # %% ../nbs/01_features.ipynb #rcf05
 class _Flag:
@@ -169,10 +184,26 @@ class _Flag:
     def restore(self, names: list[str], state: dict[str, Any]) -> None:
         pass
 
+# %% ../nbs/01_features.ipynb #rcf21
+class _Vectors:
+    "Vectors of the user's, rows of length one."
+
+    def fit(self, vectors: sparse.csr_matrix | None) -> list[str]:
+        return [] if vectors is None or not vectors.nnz else [str(k) for k in range(vectors.shape[1])]
+
+    def transform(self, vectors: sparse.csr_matrix) -> sparse.csr_matrix:
+        return sparse.csr_matrix(normalize(vectors.astype(np.float64)), dtype=np.float32)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, names: list[str], state: dict[str, Any]) -> None:
+        pass
+
 # %% ../nbs/01_features.ipynb #rcf07
 BLOCKS = (
     "overview", "genres", "keywords", "adult", "numbers",
-    "year", "era", "language", "countries", "companies", "collection",
+    "year", "era", "language", "countries", "companies", "collection", "creators", "vectors",
 )  # fmt: skip
 ORIGINAL_BLOCKS = BLOCKS[:5]  # those of the method as first written down
 
@@ -191,7 +222,8 @@ def _unfitted(weights: Any, max_terms: int, min_count: int) -> dict[str, Any]:
     blocks: dict[str, Any] = {name: _Names(name, min_count) for name in BLOCKS}
     blocks["overview"] = _Words(max_terms, min_count)
     blocks["adult"] = _Flag()
-    blocks["numbers"] = _Numbers(("popularity", "runtime", "vote_average", "vote_count"))
+    blocks["numbers"] = _Numbers(("popularity", "runtime", "vote_average", "vote_count"), own=True)
+    blocks["vectors"] = _Vectors()
     blocks["year"], blocks["era"] = _Numbers(("year",)), _Eras("year", min_count)
     return {name: block for name, block in blocks.items() if weights.get(name, 1.0) > 0}
 
@@ -204,39 +236,62 @@ def _tells(block: Any, movies: pd.DataFrame) -> bool:
 
 
 def _nothing_left(empty: list[str], min_count: int) -> InputError:
-    "The error for movies without a single column."
+    "The error for items without a single column."
     if not empty:
         return InputError(
-            "the movies have nothing to learn from: no text, names or numbers in the blocks in use"
+            "the items have nothing to learn from: no text, names, numbers or vectors in the blocks in use"
         )
     return InputError(
-        f"no word or name is shared by {min_count} movies (min_count), so {', '.join(empty)} "
+        f"no word or name is shared by {min_count} items (min_count), so {', '.join(empty)} "
         "leave nothing to learn from; ask for fewer"
     )
 
 
-def _fitted_blocks(features: "MovieFeatures", movies: pd.DataFrame) -> dict[str, tuple[Any, list[str]]]:
+def _check_rows(movies: pd.DataFrame, vectors: sparse.csr_matrix | None) -> None:
+    "Raise `InputError` unless vectors have a row for each item."
+    if vectors is not None and vectors.shape[0] != len(movies):
+        raise InputError(
+            f"there are vectors of {vectors.shape[0]} items and a table of {len(movies)}; cut both alike"
+        )
+
+
+def _fitted_blocks(
+    features: "MovieFeatures", movies: pd.DataFrame, vectors: sparse.csr_matrix | None
+) -> dict[str, tuple[Any, list[str]]]:
     "Every block in use and the columns that it found, perhaps none."
     if not len(movies):
-        raise InputError("there are no movies to learn features from")
+        raise InputError("there are no items to learn features from")
+    _check_rows(movies, vectors)
     blocks = _unfitted(features.weights, features.max_terms, features.min_count)
-    return {name: (block, block.fit(movies)) for name, block in blocks.items()}
+    given = {name: vectors if name == "vectors" else movies for name in blocks}
+    return {name: (block, block.fit(given[name])) for name, block in blocks.items()}
 
 # %% ../nbs/01_features.ipynb #rcf11
 class MovieFeatures(TransformerMixin, BaseEstimator):
-    "Movies as sparse rows: learn the columns from a catalogue, then describe any movies in them."
+    "Items as sparse rows: learn the columns from a catalogue, then describe any items in them."
 
     def __init__(
         self,
         weights: dict[str, float] | None = None,  # block -> weight, 0 leaves it out; blocks not named have 1
         max_terms: int = 10_000,  # most frequent words of the overviews to keep
-        min_count: int = 2,  # movies that must share a word or name for it to be kept
+        min_count: int = 2,  # items that must share a word or name for it to be kept
     ):
         self.weights, self.max_terms, self.min_count = weights, max_terms, min_count
 
-    def fit(self, movies: pd.DataFrame, y: None = None) -> "MovieFeatures":
-        "Learn words, names and scales from `MovieData.movies`; y is not used, features never see a label."
-        fitted = _fitted_blocks(self, movies)
+    @classmethod
+    def only(cls, *blocks: str, **settings: Any) -> "MovieFeatures":
+        "Features of these blocks and no others, such as `MovieFeatures.only('vectors')`."
+        _unfitted(dict.fromkeys(blocks, 1.0), 1, 1)  # refuses a block that does not exist
+        return cls({name: 0 for name in BLOCKS if name not in blocks}, **settings)
+
+    def fit(
+        self,
+        movies: pd.DataFrame,  # as in `MovieData`
+        y: None = None,  # not used: features never see a label
+        vectors: sparse.csr_matrix | None = None,  # `MovieData.vectors`, a row an item
+    ) -> "MovieFeatures":
+        "Learn words, names and scales from a catalogue."
+        fitted = _fitted_blocks(self, movies, vectors)
         absent = {name: block for name, (block, columns) in fitted.items() if not columns}
         self.empty_ = [name for name, block in absent.items() if _tells(block, movies)]
         return self._keep({name: pair for name, pair in fitted.items() if name not in absent})
@@ -249,14 +304,30 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
         self.blocks_ = dict(zip(fitted, map(slice, [0, *ends], ends), strict=True))
         return self
 
-    def transform(self, movies: pd.DataFrame) -> sparse.csr_matrix:  # (n_movies, n_features) float32
-        "Describe any movies in the learned columns; what they lack counts as missing."
+    def transform(
+        self,
+        movies: pd.DataFrame,
+        vectors: sparse.csr_matrix | None = None,  # a row an item; None: there are none
+    ) -> sparse.csr_matrix:  # (n_items, n_features) float32
+        "Describe any items in the learned columns; what they lack counts as missing."
         check_is_fitted(self, "_fitted", msg="MovieFeatures has not learned its columns yet: call fit first")
-        weights = self.weights or {}
+        weights, width = self.weights or {}, len(self._fitted.get("vectors", (None, []))[1])
+        _check_rows(movies, vectors)
+        if vectors is None:
+            vectors = sparse.csr_matrix((len(movies), width), dtype=np.float32)
+        if width and vectors.shape[1] != width:
+            raise InputError(f"vectors have {vectors.shape[1]} numbers, those learned from had {width}")
+        given = {name: vectors if name == "vectors" else movies for name in self._fitted}
         parts = [
-            weights.get(name, 1.0) * block.transform(movies) for name, (block, _) in self._fitted.items()
+            weights.get(name, 1.0) * block.transform(given[name]) for name, (block, _) in self._fitted.items()
         ]
         return sparse.csr_matrix(sparse.hstack(parts, format="csr", dtype=np.float32))
+
+    def fit_transform(
+        self, movies: pd.DataFrame, y: None = None, vectors: sparse.csr_matrix | None = None
+    ) -> sparse.csr_matrix:  # (n_items, n_features) float32
+        "Learn the columns from a catalogue and describe it in them."
+        return self.fit(movies, y, vectors).transform(movies, vectors)
 
     def get_feature_names_out(self, input_features: None = None) -> np.ndarray:
         "Name of each column, `block: value`."

@@ -28,17 +28,18 @@ from torch import nn
 from .audience import AudienceConfig
 from .checks import InputError, check_arrays, check_choice, check_number, check_parquet, reading
 from .correct_smooth import CorrectAndSmooth
-from .data import check_liked, check_ratings, movie_data
+from .data import check_liked, check_noun, check_ratings, movie_data
 from .dataset import Dataset, Population, is_liked, positions
 from .diffusion import Diffusion
 from .features import MovieFeatures, features_from_state, features_state
 from .files import MARKER, atomic_folder, checksum, clear_leftovers, read_marker
 from .graph import GraphConfig, check_graph
 from .model import ItemUserModel, ModelConfig
-from .tensors import load_tensors, save_tensors
+from .tensors import NoStart, load_tensors, save_tensors
 from .train import TrainConfig
-from .watch import Watch, WatchConfig, watched
-from .formats import from_format_5, from_format_6
+from .watch import Watch, WatchConfig
+from .formats import from_format_5, from_format_6, from_format_7
+from .item_tensors import histories, item_tensors, vectors_of, watch_of
 
 # %% ../nbs/11a_saving.ipynb #s2
 @dataclass(frozen=True, eq=False)
@@ -115,44 +116,8 @@ def _tables(data: Dataset) -> dict[str, pd.DataFrame]:
         "seen": pd.concat(seen, ignore_index=True) if seen else data.ratings[:0],
     }
 
-# %% ../nbs/11a_saving.ipynb #v02
-def _item_tensors(audience: np.ndarray, watch: Watch | None) -> dict[str, torch.Tensor]:
-    "What belongs to the movies, by name."
-    found: dict[str, Any] = {"audience": audience}
-    if watch is not None:
-        for name, A in (("B", watch.B), ("S", watch.S), ("mean", watch.M[:, [-1]])):
-            found |= {f"{name}.{part}": getattr(A, part) for part in ("data", "indices", "indptr")}
-        found["count"] = watch.count.astype(np.int64)
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
-
-
-def _sparse(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], kind: type) -> Any:
-    "A sparse matrix of finite numbers; raises `ValueError` for anything else."
-    parts = (tensors[f"{name}.{part}"].numpy() for part in ("data", "indices", "indptr"))
-    A = kind(tuple(parts), shape=shape)
-    A.check_format(full_check=True)
-    if A.dtype != np.float32 or (np.diff(A.indptr) < 0).any() or not (np.abs(A.data) < 1e15).all():
-        raise ValueError(f"{name} holds what are no weights")
-    return A
-
-
-def _histories(data: Dataset, mean: sparse.csc_matrix, config: WatchConfig) -> sparse.csc_matrix:
-    "What the users of a data set have watched, and behind them the mean that was saved."
-    return sparse.hstack([watched(data, config.disliked), mean], format="csc", dtype=np.float32)
-
-
-def _watch(tensors: dict[str, torch.Tensor], data: Dataset, config: WatchConfig) -> Watch:
-    "Watch scores of the users of a data set."
-    n = len(data.items)
-    M = _histories(data, _sparse(tensors, "mean", (n, 1), sparse.csc_matrix), config)
-    B, S = (_sparse(tensors, name, (n, n), sparse.csr_matrix) for name in ("B", "S"))
-    count = tensors["count"].numpy()
-    if count.shape != (n,) or count.dtype != np.int64 or (count < 0).any():
-        raise ValueError("count must have a whole number for each movie")
-    return Watch(M, B, S, count, config)
-
 # %% ../nbs/11a_saving.ipynb #u12
-FORMAT = 7  # goes up whenever an older version could not read, or would misread, a newer model
+FORMAT = 8  # goes up whenever an older version could not read, or would misread, a newer model
 MODEL_FILES = (
     "model.json", "weights.safetensors", "items.safetensors", "graph.npz",
     "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet", "seen.parquet",
@@ -167,12 +132,13 @@ def write_model(
     data = state.data
     with atomic_folder(folder, "model", sums=True) as fresh:
         save_tensors(fresh / "weights.safetensors", nn.ModuleList(state.models).state_dict())
-        save_tensors(fresh / "items.safetensors", _item_tensors(state.audience, state.watch))
+        save_tensors(fresh / "items.safetensors", item_tensors(state.audience, state.watch, data.vectors))
         sparse.save_npz(fresh / "graph.npz", state.A)
         for name, table in _tables(data).items():
             table.to_parquet(fresh / f"{name}.parquet", index=False)
         about = {
             "format": FORMAT, "version": version("correct_smooth"), "name": data.name,
+            "noun": data.noun,
             "epochs": state.epochs, "own_graph": state.own_graph, "trained": state.trained,
             "settings": settings_to_json(state.settings, state.features),
             "standard": {
@@ -211,7 +177,7 @@ def _models(
         raise InputError(f"{folder} holds weights that are not numbers of 32 bits")
     if not all((weight.abs() < 1e15).all() for weight in weights.values()):
         raise InputError(f"{folder} holds weights that are no numbers, or absurd ones; fit and save again")
-    with torch.device("meta"):
+    with torch.device("meta"), NoStart():
         models = [ItemUserModel(*size, config).eval() for _ in range(ensemble)]
     nn.ModuleList(models).load_state_dict(weights, assign=True)
     return models
@@ -224,6 +190,7 @@ def _dataset(tables: dict[str, pd.DataFrame], about: dict[str, Any], folder: Pat
     if not users.is_unique:
         raise InputError(f"{folder} names a user twice")
     check_liked(standard["liked"])
+    check_noun(about["noun"])
     people = Population(**{name: float(value) for name, value in standard["population"].items()})
     fixed = None if standard["fixed"] is None else float(standard["fixed"])
     usual = people.mean if fixed is None else fixed
@@ -235,7 +202,8 @@ def _dataset(tables: dict[str, pd.DataFrame], about: dict[str, Any], folder: Pat
         user, item, rating, is_liked(rating, line.to_numpy()[user]).astype(np.float32), users, items, people,
         None if fixed is None else line.to_numpy() - people.step / 2,
         movies=checked.movies, thresholds=line, liked=standard["liked"], fixed=fixed,
-        timestamp=ratings["timestamp"].to_numpy() if "timestamp" in ratings else None, name=checked.name,
+        timestamp=ratings["timestamp"].to_numpy() if "timestamp" in ratings else None,
+        name=checked.name, noun=about["noun"],
         no_opinion=None if standard["no_opinion"] is None else float(standard["no_opinion"]),
         seen=check_ratings(tables["seen"], {}) if len(tables["seen"]) else None,
     )  # fmt: skip
@@ -248,15 +216,16 @@ def _described(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "model.json").read_text())
     if not isinstance(about, dict) or type(about.get("format")) is not int:
         raise InputError(f"{folder}/model.json does not describe a saved model")
-    if (found := about["format"]) not in (5, 6, FORMAT):
+    if (found := about["format"]) not in (5, 6, 7, FORMAT):
         way_out = "update correct_smooth" if found > FORMAT else "fit and save it again"
         raise InputError(
-            f"{folder} is in model format {found}, this version reads {FORMAT}, 6 and 5; {way_out}"
+            f"{folder} is in model format {found}, this version reads {FORMAT}, 7, 6 and 5; {way_out}"
         )
-    files = [name for name in MODEL_FILES if found == FORMAT or name != "items.safetensors"]
+    files = [name for name in MODEL_FILES if found > 6 or name != "items.safetensors"]
     check_sums(folder, files, read_marker(folder).get("sha256"))
-    about = from_format_5(about) if found == 5 else about
-    return about if found == FORMAT else from_format_6(about)
+    for before, today in ((5, from_format_5), (6, from_format_6), (7, from_format_7)):
+        about = today(about) if found <= before else about
+    return about
 
 # %% ../nbs/11a_saving.ipynb #u20
 def _features(state: dict[str, Any]) -> MovieFeatures:
@@ -267,17 +236,20 @@ def _features(state: dict[str, Any]) -> MovieFeatures:
                 raise InputError(f"the features {name} are scaled by numbers that are none ({kind})")
     return features_from_state(state)
 
-
-def _of_items(folder: Path, data: Dataset, settings: dict[str, Any]) -> tuple[np.ndarray, Watch | None]:
-    "Audience and watch scores; raises `InputError` where they are not those of the settings."
+# %% ../nbs/11a_saving.ipynb #u20c
+def _of_items(
+    folder: Path, data: Dataset, settings: dict[str, Any]
+) -> tuple[Dataset, np.ndarray, Watch | None]:
+    "Data with vectors, audience, watch scores; raises `InputError` where they are not those of the settings."
     shape = len(data.items), settings["audience"].axes
     if not (folder / "items.safetensors").is_file():  # a format before
-        return np.zeros(shape, np.float32), None
+        return data, np.zeros(shape, np.float32), None
     tensors, _ = load_tensors(folder / "items.safetensors")
     audience = tensors["audience"].numpy()
     if audience.shape != shape or audience.dtype != np.float32 or not (np.abs(audience) < 1e15).all():
-        raise InputError(f"{folder} describes {audience.shape} audiences of movies, and {shape} are due")
-    return audience, settings["watch"] and _watch(tensors, data, settings["watch"])
+        raise InputError(f"{folder} describes {audience.shape} audiences of items, and {shape} are due")
+    data = replace(data, vectors=vectors_of(tensors, len(data.items)))
+    return data, audience, settings["watch"] and watch_of(tensors, data, settings["watch"])
 
 
 def _restored(folder: Path, about: dict[str, Any]) -> Fitted:
@@ -291,8 +263,7 @@ def _restored(folder: Path, about: dict[str, Any]) -> Fitted:
     if about["standard"]["fixed"] == "thresholds":
         about["standard"]["fixed"] = float(tables["thresholds"]["threshold"].mean())
     check_arrays(folder / "graph.npz")
-    data = _dataset(tables, about, folder)
-    audience, watch = _of_items(folder, data, settings)
+    data, audience, watch = _of_items(folder, _dataset(tables, about, folder), settings)
     width = len(features.get_feature_names_out()) + audience.shape[1]
     size = width, len(data.users), len(data.items)
     models = _models(folder, size, settings["model"], settings["ensemble"])
@@ -372,7 +343,7 @@ def _joined(parts: list[Fitted], folder: Path) -> Fitted:
     models = [stacked(list(member), order) for member in zip(*(part.models for part in parts), strict=True)]
     watch = first.watch
     if watch is not None:
-        M = _histories(data, watch.M[:, [-1]], watch.config)
+        M = histories(data, watch.M[:, [-1]], watch.config)
         watch = replace(watch, M=M)
     trained = sum(part.trained for part in parts)
     return replace(first, data=data, models=models, watch=watch, trained=trained)
