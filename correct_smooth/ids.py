@@ -76,7 +76,7 @@ def _whole_numbers(given: pd.Series, kind: str) -> bool:
 
 def as_ids(
     column: pd.Series,
-    what: str,  # for the message, such as `item_id of movies`
+    what: str,  # for the message, such as `item_id of items`
 ) -> pd.Series:  # int64, Int64 where some are missing, or text
     "Ids as all whole numbers or all text; anything else raises `InputError`."
     if isinstance(column.dtype, pd.SparseDtype):  # cannot be written

@@ -20,9 +20,12 @@ import pandas as pd
 
 from .checks import InputError, check_parquet, printable, reading
 from .data import check_ratings, remarks
+from .exports import Service, export_films, known_films, to_scale
 from .ids import id_like, whole_number
+from .json_lines import json_blocks
 from .parsing import as_numbers
-from .tables import from_cells, read_csv, refuse_page
+from .table_files import find_encoding, table_files
+from .tables import from_cells, read_csv
 from .titles import YEAR, find_movies, movie_id, split_year
 
 # %% ../nbs/12e_rating_files.ipynb #e05
@@ -45,17 +48,31 @@ def separator(
     )
 
 # %% ../nbs/12e_rating_files.ipynb #e11
-def _cells(path: str | Path) -> pd.DataFrame:  # indexed by row number
+def _text(raw: bytes, notes: list[str]) -> str:
+    "The letters of a file."
+    encoding, errors = find_encoding([raw])
+    if (encoding, errors) != ("utf-8", "strict"):
+        notes.append(
+            f"note: read as {encoding}" + ", with letters that are none of it" * (errors != "strict")
+        )
+    return raw.decode(encoding, errors).removeprefix("\ufeff")
+
+
+def _cells(path: str | Path, notes: list[str]) -> pd.DataFrame:  # indexed by row number
     "All cells of a file, under the names that its header gives."
-    with reading(path):
-        raw = Path(path).expanduser().read_bytes()
-        refuse_page(raw[:1_000], str(path))
+    (file,) = table_files(path).values() or [None]
+    if file is None or not Path(path).expanduser().is_file():
+        raise InputError(f"{path} cannot be read: it is no file; save what comes from elsewhere in one")
+    with reading(path), file.open() as opened:
+        raw, first = opened.read(), 1
         if raw[:4] == b"PAR1":
             check_parquet(io.BytesIO(raw), path)
-            given, first = pd.read_parquet(io.BytesIO(raw)), 1
+            given = pd.read_parquet(io.BytesIO(raw))
             given = given.reset_index(drop=given.index.names == [None])  # a named index is a column
+        elif raw.lstrip()[:1] in (b"{", b"["):
+            given = pd.concat(json_blocks(io.BytesIO(raw)), ignore_index=True)
         else:
-            text = raw.decode("utf-8-sig")
+            text = _text(raw, notes)
             sep = separator(re.split(r"[\r\n]", text, maxsplit=1)[0])
             names = pd.read_csv(io.StringIO(text), sep=sep, nrows=0).columns
             lines: dict[str, Any] = {"sep": sep, "skip_blank_lines": False}
@@ -68,9 +85,10 @@ def _cells(path: str | Path) -> pd.DataFrame:  # indexed by row number
 # %% ../nbs/12e_rating_files.ipynb #e14
 def rating_rows(
     path: str | Path,  # .csv with any of , ; and tab between cells, or .parquet
-) -> tuple[pd.DataFrame, list[str]]:  # columns among RATING_COLUMNS, indexed by row; names of other columns
+) -> tuple[pd.DataFrame, list[str]]:  # columns among RATING_COLUMNS, indexed by row; remarks
     "A file of ratings as it is, ids and titles as text."
-    given = _cells(path)
+    notes: list[str] = []
+    given = _cells(path, notes)
     found = [column_name(name) for name in given.columns]
     known = list(dict.fromkeys(RATING_COLUMNS.values()))
     twice = [name for name in known if found.count(name) > 1]
@@ -88,7 +106,8 @@ def rating_rows(
         rows[name] = rows[name].map(str, na_action="ignore")
     if not len(rows):
         raise InputError(f"{path} holds no ratings")
-    return rows, [name for name in found if name not in rows.columns]
+    others = (name for name in found if name not in rows.columns)
+    return rows, [*notes, *(f"left out: the column {printable(name)[:60]}" for name in others)]
 
 # %% ../nbs/12e_rating_files.ipynb #e17
 def cut(text: str, width: int) -> str:
@@ -189,7 +208,7 @@ def movies_in(
 ) -> pd.Series:  # ids
     "The movies that are meant; raises `InputError` naming the titles that are not clear."
     if "title" not in movies:
-        raise InputError("the movies of this model have no titles; give the column item_id instead")
+        raise InputError("the items of this model have no titles; give the column item_id instead")
     titles, found, message = column.fillna("").drop_duplicates(), dict[str, Any](), ""
     for title in titles:
         try:
@@ -211,24 +230,61 @@ def free_id(known: pd.Index) -> int | str:
         return int(known.max()) + 1
     return next(name for k in count(1) if (name := "new" if k == 1 else f"new-{k}") not in known)
 
+# %% ../nbs/12e_rating_files.ipynb #exp
+def _listed(films: pd.DataFrame, movies: pd.DataFrame) -> str:
+    "The first of some films, and what each may be."
+    names = [movie_name(title, year) for title, year in films[["title", "year"]].itertuples(index=False)]
+    shown = ", ".join(_nearest(movies, name) for name in names[:ROWS])
+    return shown + (f", and {len(names) - ROWS:,} more" if len(names) > ROWS else "")
+
+
+def _ratings_of(
+    model: Any, service: Service, films: pd.DataFrame, dropped: dict[str, int], as_rated: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    "Ratings of an export in the ids of a model, and remarks."
+    movies, known, silent = model.data_.movies, model.data_.rating, model.data_.no_opinion
+    items = known_films(films, movies, dropped)
+    strange, films, items = films[items.isna()], films[items.notna()], items.dropna()
+    listed = f"{len(strange):,} titles that this model does not know: {_listed(strange, movies)}"
+    if not len(films):
+        if not len(strange):
+            raise InputError("; ".join([f"{service.name}'s file holds no film", *remarks(dropped)]))
+        raise InputError(f"of {service.name}'s titles this model knows none; left out: {listed}")
+    watched = films["rating"].isna()
+    stars = stars_in(films["rating"][~watched])
+    stars = stars if as_rated else to_scale(stars, service, float(known.min()), float(known.max()), dropped)
+    if silent is None:
+        dropped["titles watched and not rated; this model has no rating that says so"] = int(watched.sum())
+    else:
+        dropped["note: titles watched and not rated, taken as seen"] = int(watched.sum())
+        stars = pd.concat([stars, pd.Series(float(silent), films.index[watched])])
+    if not len(stars):
+        raise InputError(f"{service.name}'s file holds what was watched, and no ratings")
+    found = {"user_id": free_id(model.users_), "item_id": items[stars.index].infer_objects(), "rating": stars}
+    ratings = check_ratings(pd.DataFrame(found), dropped)
+    return ratings, [f"left out: {listed}"] * bool(len(strange)) + remarks(dropped)
+
 # %% ../nbs/12e_rating_files.ipynb #e41
 def ratings_for(
     model: Any,  # a `CorrectSmoothRecommender`
-    path: str | Path,  # as for `rating_rows`
+    path: str | Path,  # as for `rating_rows`, or what Letterboxd or IMDb gave, a zip or a table
+    as_rated: bool = False,  # keep the ratings of an export as they are, whatever the model's scale
 ) -> tuple[pd.DataFrame, list[str]]:  # user_id, item_id, rating; remarks
     "Ratings of a file in the ids of a model, and what there is to remark about them."
-    rows, others = rating_rows(path)
-    notes = [f"left out: the column {printable(name)[:60]}" for name in others]
+    dropped = dict[str, int]()
+    if (export := export_films(path, dropped)) is not None:
+        return _ratings_of(model, *export, dropped, as_rated)
+    rows, notes = rating_rows(path)
     users, movies = model.users_, model.data_.movies
     if "item_id" in rows:
         items = ids_in(rows["item_id"], movies.index)
         if len(strange := items[~items.isin(movies.index)]):
-            raise refuse("movies unknown to this model", quoted(strange))
+            raise refuse("items unknown to this model", quoted(strange))
     else:
         titles = with_years(rows["title"], rows["year"]) if "year" in rows else rows["title"]
         items = movies_in(titles, movies)
     who = ids_in(rows["user_id"], users) if "user_id" in rows else free_id(users)
-    found, dropped = {"user_id": who, "item_id": items, "rating": stars_in(rows["rating"])}, dict[str, int]()
+    found = {"user_id": who, "item_id": items, "rating": stars_in(rows["rating"])}
     ratings = check_ratings(pd.DataFrame(found, index=rows.index), dropped)
     notes += remarks(dropped)
     known = model.data_.rating
