@@ -17,11 +17,13 @@ from scipy import sparse
 from scipy.special import expit
 
 from .checks import InputError, check_number
-from .data import check_movies, check_ratings
+from .data import check_movies, check_ratings, checked_frame, parted_vectors
 from .dataset import Dataset, is_liked, some_ratings, user_thresholds
 from .ids import positions
 from .ids import ids_like, is_whole
 from .model import Embeddings, ItemUserModel
+from .roles import renamed
+from .vectors import more_vectors
 
 # %% ../nbs/07c_newcomers.ipynb #c005
 def _newton_step(
@@ -100,7 +102,7 @@ def fit_users(
     "The vectors and biases that make newcomers' training loss least, pulled towards the mean user."
     check_number("decay", decay, 1e-6)
     if Y.shape[0] != len(H):
-        raise InputError(f"labels are of {Y.shape[0]} movies, and the model is of {len(H)}")
+        raise InputError(f"labels are of {Y.shape[0]} items, and the model is of {len(H)}")
     scale, start = 1 / np.sqrt(members), np.append(mean[0] * np.sqrt(members), mean[1])
     count = np.diff(Y.indptr)
     found = np.tile(start, (Y.shape[1], 1)).astype(np.float64)
@@ -176,18 +178,21 @@ def add_ratings(
 def add_movies(
     data: Dataset,
     movies: pd.DataFrame,  # item_id as column or index, and any of the known columns
+    vectors: Any = None,  # of the new ones, as for `check_vectors`; None: those of a column, if any
 ) -> Dataset:
-    "New movies behind the known ones; raises `InputError` for one that is known already."
-    new = check_movies(movies, {})
-    ids = ids_like(new.index.to_series(), data.items, "item_id of the new movies,")
+    "New items behind the known ones; raises `InputError` for one that is known already."
+    new = check_movies(renamed(checked_frame(movies, "items"), "movies"), {})
+    ids = ids_like(new.index.to_series(), data.items, "item_id of the new items,")
     new = new.set_axis(pd.Index(ids, name="item_id"))
     again = new.index.intersection(data.items)
     if len(again):
         raise InputError(
-            f"movie {again.tolist()[0]!r} is known already ({len(again)} such); give new movies new ids"
+            f"item {again.tolist()[0]!r} is known already ({len(again)} such); give new items new ids"
         )
+    new, given = parted_vectors(new, vectors, {})
+    rows = more_vectors(data.vectors, given, new.index)
     together = pd.concat([data.movies, check_movies(new.reindex(columns=data.movies.columns), {})])
-    return replace(data, movies=together, items=together.index)
+    return replace(data, movies=together, items=together.index, vectors=rows)
 
 # %% ../nbs/07c_newcomers.ipynb #g8
 def with_labels(
