@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'BOOTSTRAP_USERS', 'user_metrics', 'mean_interval', 'compa
            'check_lists', 'times_recommended', 'diversity', 'user_table', 'Evaluation', 'evaluation']
 
 # %% ../nbs/06_evaluate.ipynb #c002
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +18,9 @@ from numba import prange
 from scipy import sparse
 from scipy.stats import bootstrap, rankdata, wilcoxon
 
-from .checks import InputError, compiled
+from .checks import InputError, check_number, compiled
+from .data import plural
+from .own_metrics import Metric, check_metrics, own_metrics
 
 # %% ../nbs/06_evaluate.ipynb #c005
 METRICS = (
@@ -110,7 +113,14 @@ def user_metrics(
     n_users: int,
 ) -> pd.DataFrame:  # n_users rows, a column a metric; all nan for users without both labels
     "Each user's metrics over their own pairs; equal to scikit-learn's, user by user."
-    user, y, z = np.asarray(user), np.asarray(y), np.asarray(z, np.float64)
+    user, y, z = map(np.asarray, (user, y, z))
+    for name, values in (("user", user), ("y", y), ("z", z)):
+        if values.ndim != 1 or (values.size and values.dtype.kind not in "buif"):
+            raise InputError(
+                f"{name} must be an array of numbers, one a pair; got {values.dtype} {values.shape}"
+            )
+    check_number("n_users", n_users, 0, whole=True)
+    z = z.astype(np.float64, copy=False)
     if not len(user) == len(y) == len(z):
         raise InputError(f"{len(user)} users, {len(y)} labels and {len(z)} scores; each pair has one of each")
     known = (user >= 0) & (user < n_users) & (user % 1 == 0)
@@ -206,13 +216,14 @@ def gain_by_history(
 # %% ../nbs/06_evaluate.ipynb #c041
 def reading_guide(
     result: pd.DataFrame,  # from `compare`
+    noun: str = "movie",  # what an item is called
 ) -> list[str]:  # sentences that apply
     "What a comparison means, in words."
     up, down = (set(result.index[side]) for side in (result["low"] > 0, result["high"] < 0))
     sentences = []
     if "roc_auc" in up:
         sentences.append(
-            "ROC AUC is up: with the graph, liked movies are placed above the others more often."
+            f"ROC AUC is up: with the graph, liked {plural(noun)} are placed above the others more often."
         )
     elif "roc_auc" in down:
         sentences.append(
@@ -226,11 +237,13 @@ def reading_guide(
         )
     if "precision" in up and "recall" in down:
         sentences.append(
-            "Precision is up and recall down: fewer movies are called liked, more surely. "
+            f"Precision is up and recall down: fewer {plural(noun)} are called liked, more surely. "
             "A smaller alpha corrects less."
         )
     if "recall" in up and "precision" in down:
-        sentences.append("Recall is up and precision down: more movies are called liked, less surely.")
+        sentences.append(
+            f"Recall is up and precision down: more {plural(noun)} are called liked, less surely."
+        )
     if "log_loss" in up:
         sentences.append(
             "Log loss is up: as probabilities the refined scores are worse, whatever their order says."
@@ -248,24 +261,24 @@ def check_lists(lists: np.ndarray, n_items: int) -> None:
     if strange.any():
         u, place = np.argwhere(strange)[0]
         raise InputError(
-            f"list {u} holds movie {lists[u, place]}; movies are numbered 0 to {n_items - 1}, "
+            f"list {u} holds item {lists[u, place]}; items are numbered 0 to {n_items - 1}, "
             "and -1 is an empty place"
         )
     ordered = np.sort(lists, axis=1)
     again = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     if again.any():
         u, place = np.argwhere(again)[0]
-        raise InputError(f"list {u} holds movie {ordered[u, place]} twice")
+        raise InputError(f"list {u} holds item {ordered[u, place]} twice")
 
 # %% ../nbs/06_evaluate.ipynb #h2e02
 def times_recommended(lists: np.ndarray, popularity: np.ndarray) -> np.ndarray:  # (n_items,)
     "In how many lists each movie is; raises `InputError` for lists that make no sense."
     if popularity.ndim != 1:
-        raise InputError(f"popularity must be one number a movie; got popularity of shape {popularity.shape}")
+        raise InputError(f"popularity must be one number an item; got popularity of shape {popularity.shape}")
     odd = ~(np.isfinite(popularity) & (popularity >= 0))
     if odd.any():
         at = int(np.argmax(odd))
-        raise InputError(f"movie {at} has {popularity[at]} ratings; it must be a number from 0")
+        raise InputError(f"item {at} has {popularity[at]} ratings; it must be a number from 0")
     check_lists(lists, len(popularity))
     if not (lists >= 0).any():
         raise InputError("there is no recommendation in the lists; at least one is needed")
@@ -302,17 +315,20 @@ def diversity(
 def user_table(
     predictions: pd.DataFrame,  # user_id, item_id, rating, label, base, refined
     n_train: pd.Series,  # user_id -> training ratings
+    metrics: Mapping[str, Metric] | None = None,  # of your own, by name
 ) -> pd.DataFrame:  # user_id, n_train, n_test, then base_ and refined_ of each metric
     "Metrics of each user before and after; nan where all held-out movies are liked, or none."
     user, ids = pd.factorize(predictions["user_id"], sort=True)
-    label = predictions["label"].to_numpy()
-    metrics = [
-        user_metrics(user, label, predictions[which].to_numpy(), len(ids)).add_prefix(f"{which}_")
-        for which in ("base", "refined")
-    ]
+    label, mine = predictions["label"].to_numpy(), check_metrics(metrics, METRICS)
+    tables = []
+    for which in ("base", "refined"):
+        pairs = user, label, predictions[which].to_numpy()
+        tables.append(user_metrics(*pairs, len(ids)).add_prefix(f"{which}_"))
+        if mine:
+            tables.append(own_metrics(*pairs, len(ids), mine).add_prefix(f"{which}_"))
     trained = n_train.reindex(ids, fill_value=0).to_numpy()
     counts = {"user_id": ids, "n_train": trained, "n_test": np.bincount(user)}
-    return pd.concat([pd.DataFrame(counts), *metrics], axis=1)
+    return pd.concat([pd.DataFrame(counts), *tables], axis=1)
 
 # %% ../nbs/06_evaluate.ipynb #c054
 @dataclass(frozen=True, eq=False)
@@ -355,12 +371,12 @@ def evaluation(
     judged = users["base_roc_auc"].notna()
     if not judged.any():
         raise InputError(
-            "no user has both a liked and another movie among the held-out ratings; hold out more"
+            "no user has both a liked and another item among the held-out ratings; hold out more"
         )
     people = users[judged].reset_index(drop=True)
+    names = [name[5:] for name in map(str, people.columns) if name.startswith("base_")]
     base, refined = (
-        people[[f"{which}_{name}" for name in METRICS]].set_axis(METRICS, axis=1)
-        for which in ("base", "refined")
+        people[[f"{which}_{name}" for name in names]].set_axis(names, axis=1) for which in ("base", "refined")
     )
     skipped = int(len(users) - len(people))
     return Evaluation(predictions, people, compare(base, refined, seed=seed), skipped)

@@ -66,7 +66,7 @@ def _checked(
     item, y = np.asarray(item), np.asarray(y)
     if not len(user) == len(item) == len(y):
         raise InputError(
-            f"{len(user)} users, {len(item)} movies and {len(y)} labels; each rating has one of each"
+            f"{len(user)} users, {len(item)} items and {len(y)} labels; each rating has one of each"
         )
     if owner.has_duplicates:
         raise InputError(
@@ -74,9 +74,7 @@ def _checked(
         )
     if (wrong := (item < 0) | (item >= n_items)).any():
         at = int(np.argmax(wrong))
-        raise InputError(
-            f"held-out rating {at} is of movie {item[at]}; movies are numbered 0 to {n_items - 1}"
-        )
+        raise InputError(f"held-out rating {at} is of item {item[at]}; items are numbered 0 to {n_items - 1}")
     if (wrong := (y != 0) & (y != 1)).any():
         at = int(np.argmax(wrong))
         raise InputError(f"label of held-out rating {at} is {y[at]}; labels must be 0 or 1")

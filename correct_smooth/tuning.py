@@ -23,7 +23,7 @@ from .checks import InputError, check_choice, check_number, generator
 from .correct_smooth import CorrectAndSmooth, Operators, Refinement, Scorer, correct
 from .correct_smooth import residual, trust
 from .dataset import Interactions
-from .diffusion import Diffusion
+from .diffusion import Diffusion, Scale
 from .evaluate import user_metrics
 from .graph import GraphConfig, check_graph
 from .lists import list_metrics
@@ -70,9 +70,9 @@ class Grid:
     "Refinements to try: each correction with each trust and smoothing."
 
     shrinkage: tuple[float, ...] = (1, 3, 6, 12)  # of the neighbours' rule; none leaves the rule out
-    own: bool = True  # try the movie's own label too
+    own: bool = True  # try the item's own label too
     spread: tuple[float, ...] = (0.8,)  # of the diffusion; none leaves it out
-    scale: tuple[str, ...] = ("fixed",)  # of the diffusion
+    scale: tuple[Scale, ...] = ("fixed",)  # of the diffusion
     alpha: tuple[float, ...] = (0.25, 0.5, 0.75, 1, 1.5, 2)
     half_trust: tuple[float, ...] = (0, 20, 50)
     beta: tuple[float, ...] = (0.2, 0.5)
@@ -190,7 +190,7 @@ def judge(
     "Settings with their mean over users, gain, its standard error and the low end of its interval."
     can_be = np.isfinite(base)
     if not can_be.any():
-        raise InputError("no user has both a liked and another movie among the validation ratings")
+        raise InputError("no user has both a liked and another item among the validation ratings")
     auc, base = auc[:, can_be], base[can_be]
     gain, se = (auc - base).mean(axis=1), pd.DataFrame((auc - base).T).sem().to_numpy()
     found = {"roc_auc": auc.mean(axis=1), "gain": gain, "se": se, "low": gain - 1.96 * se}
@@ -303,7 +303,7 @@ def judge_lists(
     both = (liked + watched) / 2
     more = (both - both[0])[:, np.isfinite(both[0])]
     if not more.shape[1]:
-        raise InputError("no user has a liked movie among the validation ratings")
+        raise InputError("no user has a liked item among the validation ratings")
     gain, se = more.mean(axis=1), pd.DataFrame(more.T).sem().to_numpy()
     means = {"ndcg_liked": np.nanmean(liked, axis=1), "ndcg_watched": np.nanmean(watched, axis=1)}
     return settings.assign(**means, gain=gain, se=se, low=gain - 1.96 * se)
