@@ -6,14 +6,13 @@ Docs: https://correct-smooth.github.io/correct_smooth/commands.html.md"""
 
 # %% auto #0
 __all__ = ['TEXT_COLUMNS', 'SPARE_COLUMNS', 'PEOPLE', 'table', 'terminal_width', 'needed', 'open_model', 'parse_users',
-           'movie_columns', 'top_list', 'moved_most', 'counted', 'heading', 'list_text', 'cs_recommend', 'ask',
-           'pick_movie', 'cs_similar', 'folded_text', 'cs_fold_in', 'cs_partition']
+           'movie_columns', 'top_list', 'moved_most', 'counted', 'heading', 'unknown_users', 'list_text',
+           'cs_recommend', 'ask', 'pick_movie', 'cs_similar', 'folded_text', 'cs_fold_in', 'cs_partition']
 
 # %% ../nbs/12c_commands.ipynb #c002
 import io
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .checks import InputError, printable, reading
 from .data import remarks
 from .files import check_target
 from .rating_files import known_kind, movie_name, ratings_for
-from .shell import command, say
+from .shell import command, number_or_text, say
 from .titles import find_movies, movie_id
 
 # %% ../nbs/12c_commands.ipynb #c010
@@ -122,10 +121,8 @@ def top_list(
     n: int,
     **how: Any,  # `by` and `novelty`, as for `recommend`
 ) -> pd.DataFrame:  # item_id, rank, title, perhaps year, score, and what it is made of: watch, refined
-    "The best movies for one user, known or not."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a user is unknown is said by `heading`
-        top = model.recommend([user], n, **how)
+    "The best items for one user."
+    top = model.recommend([user], n, **how)
     titles = movie_columns(model.data_.movies, top["item_id"])
     scores = top[["score", "watch", "refined"]].dropna(axis=1, how="all")  # a model may lack watch scores
     return pd.DataFrame({"item_id": top["item_id"], "rank": top["rank"], **titles, **scores})
@@ -135,11 +132,11 @@ def moved_most(
     model: Any,  # a `CorrectSmoothRecommender`
     user: int | str,
     item: Any,
-    by: str = "both",  # what the list is ordered by
+    by: str | float = "both",  # what the list is ordered by
 ) -> str:
-    "The user's rating that moved a movie's score most; empty if none did."
+    "The user's rating that moved an item's score most; empty if none did."
     why = model.explain(user, item)
-    of = "watch" if by != "like" and (why["of"] == "watch").any() else "refined"
+    of = "watch" if by not in ("like", 1) and (why["of"] == "watch").any() else "refined"
     why = why[(why["of"] == of) & why["part"].isin(["watched", "neighbour", "own label"])]
     if not len(why):
         return ""
@@ -148,6 +145,9 @@ def moved_most(
     return f"{most['contribution']:+.3f} {name} ({most['rating']:g})"
 
 # %% ../nbs/12c_commands.ipynb #c029
+PEOPLE = 5  # at most so many are told about one by one
+
+
 def counted(number: int, thing: str) -> str:
     "As many of a thing, in words."
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
@@ -155,25 +155,31 @@ def counted(number: int, thing: str) -> str:
 # %% ../nbs/12c_commands.ipynb #v7
 def heading(model: Any, user: int | str) -> str:
     "Whose list this is."
-    if user not in model.users_:
-        return f"user {printable(user)} is unknown; this is what the mean of all users would get"
     given = int(model.data_.counts[model.users_.get_loc(user)])
     return f"user {printable(user)}, {counted(given, 'rating')}"
+
+
+def unknown_users(model: Any, users: list[int | str]) -> InputError:
+    "What to say of users the model does not know."
+    names = ", ".join(printable(user) for user in users[:PEOPLE])
+    who = f"user {names} is" if len(users) == 1 else f"{len(users):,} users ({names}) are"
+    known = f"whose users are such as {printable(model.users_[0])}"
+    return InputError(f"{who} unknown to this model, {known}; cs_fold_in takes people in")
 
 # %% ../nbs/12c_commands.ipynb #v9
 def list_text(
     model: Any,  # a `CorrectSmoothRecommender`
     user: int | str,
     n: int,
-    why: bool = False,  # tell which rating moved each movie most
-    by: str = "both",
-    novelty: float | None = None,
+    why: bool = False,  # tell which rating moved each item most
+    by: str | float = "both",
+    novelty: float | str | None = None,
 ) -> str:
     "A user's list under its heading, fit for the terminal."
     top = top_list(model, user, n, by=by, novelty=novelty)
     if not len(top):
-        return f"{heading(model, user)}: there is no movie they have not rated"
-    if why and user in model.users_:
+        return f"{heading(model, user)}: there is nothing they have not rated"
+    if why:
         place = list(top).index("title") + 1
         top.insert(place, "moved most by", [moved_most(model, user, item, by) for item in top["item_id"]])
     left_out = ["item_id", *([] if terminal_width() >= 60 else ["watch", "refined"])]
@@ -185,20 +191,21 @@ def list_text(
 def cs_recommend(
     model: str = "",  # folder of a saved model, such as cs_results/model
     user: str = "",  # id of a user, or of several, as in 7,15
-    n: int = 10,  # movies for each of them
+    n: int = 10,  # items for each of them
     why: bool = False,  # tell which of the user's ratings moved each score most, and by how much
-    by: str = "both",  # order by what they will watch and like; or by watch, or by like, alone
-    novelty: str = "",  # how much popular movies are held back, 0 to 1; default: as set when fitting
+    by: str = "both",  # order by what they will watch and like; or watch, or like; or 0 (watch) to 1 (like)
+    novelty: str = "",  # how much popular items are held back, 0 to 1; default: as set when fitting
 ) -> None:
-    "The best movies for a user. Example: cs_recommend --model cs_results/model --user 7"
+    "The best items for a user. Example: cs_recommend --model cs_results/model --user 7"
     needed(model=model, user=user)
     recommender = open_model(model)
     users = parse_users(user, recommender.users_)
-    try:
-        held_back = float(novelty) if novelty else None
-    except ValueError:
-        raise InputError(f"novelty must be a number from 0 to 1, got {novelty!r}") from None
-    say("\n\n".join(list_text(recommender, one, n, why, by, held_back) for one in users))
+    order, held_back = number_or_text(by), number_or_text(novelty) if novelty else None
+    known = [one for one in users if one in recommender.users_]
+    if known:
+        say("\n\n".join(list_text(recommender, one, n, why, order, held_back) for one in known))
+    if strangers := [one for one in users if one not in recommender.users_]:
+        raise unknown_users(recommender, strangers)
 
 # %% ../nbs/12c_commands.ipynb #c040
 def ask(
@@ -208,7 +215,7 @@ def ask(
 ) -> int | str | None:
     "The id of the movie that is picked from a numbered list; None if none is."
     shown = [f"{k:4}  {movie_name(movie.title, movie.year)}" for k, movie in enumerate(found.itertuples(), 1)]
-    say("\n".join([f"which movie is '{printable(title)}'?", *shown]))
+    say("\n".join([f"which one is '{printable(title)}'?", *shown]))
     options = {str(k): item for k, item in enumerate(found["item_id"].tolist(), 1)}
     answer = " "
     while answer:
@@ -242,29 +249,26 @@ def pick_movie(
 @command
 def cs_similar(
     model: str = "",  # folder of a saved model, such as cs_results/model
-    movie: str = "",  # a title, as a person writes it, or # and an id
-    n: int = 10,  # movies to show
+    title: str = "",  # of an item, as a person writes it, or # and an id
+    n: int = 10,  # items to show
     by: str = "graph",  # graph: like content and audience; embedding: recommended to the same people
 ) -> None:
-    "The movies most like one movie. Example: cs_similar --model cs_results/model --movie 'Toy Story'"
-    needed(model=model, movie=movie)
+    "The items most like one. Example: cs_similar --model cs_results/model --title 'Toy Story'"
+    needed(model=model, title=title)
     recommender = open_model(model)
     movies = recommender.data_.movies
-    item = pick_movie(movies, movie)
+    item = pick_movie(movies, title)
     alike = recommender.similar_items(item, n, by)
     about = pd.DataFrame(movie_columns(movies, [item])).iloc[0]
     name = movie_name(about["title"], about.get("year"))
     if not len(alike):
-        say(f"{name} has no neighbours in the movie graph; --by embedding compares it with every movie")
+        say(f"{name} has no neighbours in the graph; --by embedding compares it with everything")
         return
     rows = {"rank": range(1, len(alike) + 1), **movie_columns(movies, alike["item_id"])}
     rows["similarity"] = alike["similarity"]
     say(f"like {name}, by {by}\n\n{table(pd.DataFrame(rows), terminal_width())}")
 
 # %% ../nbs/12c_commands.ipynb #c061
-PEOPLE = 5  # at most so many are told about one by one
-
-
 def folded_text(
     model: Any,  # with them
     known: pd.Index,  # users before
@@ -289,16 +293,17 @@ def folded_text(
 @command
 def cs_fold_in(
     model: str = "",  # folder of a saved model, such as cs_results/model
-    ratings: str = "",  # .csv or .parquet: title or item_id, rating; user_id unless it is one new person
+    ratings: str = "",  # a table with title or item_id, and rating; or what Letterboxd or IMDb exports
+    as_rated: bool = False,  # keep the ratings of an export on the scale that they have
     out: str = "",  # folder for the model with them, which may be that of --model; else nothing is written
-    n: int = 10,  # movies for each newcomer
+    n: int = 10,  # items for each newcomer
 ) -> None:
     "Take in ratings without training. Example: cs_fold_in --model cs_results/model --ratings my.csv"
     needed(model=model, ratings=ratings)
     if out:
         check_target(out, "model")
     recommender = open_model(model)
-    given, notes = ratings_for(recommender, ratings)
+    given, notes = ratings_for(recommender, ratings, as_rated)
     known = recommender.users_
     recommender.fold_in(given)
     blocks = [folded_text(recommender, known, given, n)]
@@ -314,8 +319,8 @@ def cs_fold_in(
 # %% ../nbs/12c_commands.ipynb #c070
 @command
 def cs_partition(
-    data: str = "",  # demo, synthetic, a folder or a MovieLens zip; default: $CORRECT_SMOOTH_DATA, else demo
-    out: str = "",  # folder for the tables, movies.parquet and ratings.parquet
+    data: str = "",  # demo, synthetic, a folder or a zip; default: $CORRECT_SMOOTH_DATA, else demo
+    out: str = "",  # folder for the tables
 ) -> None:
     "Write ratings so that ranks can read their own. Example: cs_partition --data ml-32m.zip --out parted"
     from correct_smooth.partition import partition
@@ -325,6 +330,6 @@ def cs_partition(
     left_out = "".join(f"\n  {printable(o)}" for o in remarks(told["dropped"]))
     at = printable(out)
     say(
-        f"{told['users']:,} users, {told['items']:,} movies, {told['ratings']:,} ratings written to "
+        f"{told['users']:,} users, {told['items']:,} items, {told['ratings']:,} ratings written to "
         f"{at}/{left_out}\n\ntorchrun --nproc-per-node 2 -m correct_smooth.experiment --data {at}"
     )

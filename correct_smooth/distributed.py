@@ -367,7 +367,7 @@ class SharedCheckpoint(Checkpoint):
         sums = [int(all_reduce_sum(own)) for own in sums_of_users(training, place)]
         self.name = fingerprint(training, int(all_reduce_sum(len(place))), sums)
         if not same_everywhere(self.name):
-            raise InputError("the ranks have different movies, graphs or settings; give all of them the same")
+            raise InputError("the ranks have different items, graphs or settings; give all of them the same")
         self.place, self.written = torch.from_numpy(place), monotonic()
         found = whole_state(self.folder, self.name) if rank() == 0 else []
         names = broadcast("|".join(file.name for file in found))

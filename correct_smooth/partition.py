@@ -22,7 +22,15 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .checks import InputError, check_parquet, reading
-from .data import MovieData, check_movies, check_ratings, movie_data, sentinel, without_opinion
+from correct_smooth.data import (
+    MovieData,
+    check_movies,
+    check_ratings,
+    item_table,
+    movie_data,
+    sentinel,
+    without_opinion,
+)
 from .files import atomic_folder, check_target
 from correct_smooth.ranks import (
     agree,
@@ -34,7 +42,7 @@ from correct_smooth.ranks import (
     user_hash,
     world_size,
 )
-from .sources import TABLES, USER_HASH, load_data
+from .sources import TABLES, USER_HASH, load_data, written_noun
 from .tables import write_rows
 
 # %% ../nbs/13a_partition.ipynb #p01
@@ -90,12 +98,18 @@ def _rating_blocks(
     folder = _folder(source)
     if not folder or not _alike(folder):
         data = load_data(source, no_opinion="keep")  # whoever reads it may know better
-        return data.movies, iter([data.ratings]), len(data.ratings), dict(data.dropped)
+        return (
+            item_table(data).set_index("item_id"),
+            iter([data.ratings]),
+            len(data.ratings),
+            dict(data.dropped),
+        )
     dropped: dict[str, int] = {}
     with reading(folder):
         check_parquet(folder / "movies.parquet")
         check_parquet(folder / "ratings.parquet", whole=False)
         movies = check_movies(pd.read_parquet(folder / "movies.parquet"), dropped)
+        movies.attrs["noun"] = written_noun(folder / "movies.parquet") or "movie"
         file = pq.ParquetFile(folder / "ratings.parquet")
         return movies, _checked_blocks(file, dropped), file.metadata.num_rows, dropped
 
@@ -132,6 +146,7 @@ def _sorted_buckets(
     dropped: dict[str, int],  # grows with the buckets
 ) -> Iterator[pd.DataFrame]:
     "Ratings of a bucket after the other, checked and in the order of the hash."
+    movies = movies.drop(columns="vector", errors="ignore")  # to check ratings it is not needed
     for path in paths:
         found = movie_data(movies, pd.read_parquet(path), no_opinion="keep")
         path.unlink()
@@ -207,7 +222,8 @@ def read_own(
         ratings = ratings.to_pandas(split_blocks=True, self_destruct=True)
     if not len(ratings):
         raise InputError(f"rank {at} of {ranks} has no ratings in {folder}; use fewer ranks")
-    return movie_data(movies, ratings, folder.resolve().name, no_opinion="keep"), before
+    noun = written_noun(folder / "movies.parquet") or "movie"
+    return movie_data(movies, ratings, folder.resolve().name, no_opinion="keep", noun=noun), before
 
 # %% ../nbs/13a_partition.ipynb #c008b
 def _footer(path: Path) -> np.ndarray:
@@ -222,13 +238,14 @@ def _footer(path: Path) -> np.ndarray:
 def load_shard(
     source: str | Path | None = None,  # this and the next as for `load_data`
     no_opinion: float | str = "find",
+    **reading: Any,  # the rest of its arguments; a partitioned folder is ours, and needs none
 ) -> tuple[MovieData, int]:  # movies and ratings; how many ratings the ranks before this one hold
     "What a rank has to read: its own rows where the data are partitioned, else all of them."
     if world_size() == 1:
-        return load_data(source, no_opinion=no_opinion), 0
+        return load_data(source, no_opinion=no_opinion, **reading), 0
     folder = _folder(source)
     dealt = folder if folder and is_partitioned(folder) else None
-    data, before = read_own(dealt) if dealt else (load_data(source, no_opinion=no_opinion), 0)
+    data, before = read_own(dealt) if dealt else (load_data(source, no_opinion=no_opinion, **reading), 0)
     ratings = digest(_footer(dealt / "ratings.parquet")) if dealt else digest(data.ratings)
     agree(movies=digest(data.movies.reset_index()), ratings=ratings)
     if dealt:

@@ -24,6 +24,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from .checks import InputError
+from .data import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,21 +69,21 @@ def finding(
         outcome = f"{_number(delta, '+z.2f')} points, which cannot be told from chance"
         span = " to ".join(_number(end, "+z.2f") for end in (low, high))
     return (
-        "Of a liked movie and another one, the liked one is placed first "
+        "Of a liked item and another one, the liked one is placed first "
         f"{after} of the time with the graph, and {before} without: {outcome} (95% interval {span})."
     )
 
 # %% ../nbs/12_report.ipynb #c013
 _METRICS = {
-    "roc_auc": ("ROC AUC", "a liked movie is placed above another one"),
-    "average_precision": ("Average precision", "share liked, at the places of liked movies"),
+    "roc_auc": ("ROC AUC", "a liked item is placed above another one"),
+    "average_precision": ("Average precision", "share liked, at the places of liked items"),
     "accuracy": ("Accuracy", "called rightly, liked or not"),
     "precision": ("Precision", "of those called liked, share liked"),
     "recall": ("Recall", "of those liked, share called liked"),
     "f1": ("F1", "precision and recall in one"),
     "log_loss": ("Log loss", "surprise at the truth; lower is better"),
-    "ndcg_at_10": ("NDCG at 10", "liked movies near the top of ten"),
-    "hr_at_10": ("Hit rate at 10", "a liked movie among the first ten"),
+    "ndcg_at_10": ("NDCG at 10", "liked items near the top of ten"),
+    "hr_at_10": ("Hit rate at 10", "a liked item among the first ten"),
 }
 
 
@@ -111,12 +112,12 @@ def _history_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 # %% ../nbs/12_report.ipynb #rc125
 _FACTS = {
-    "coverage": ("Catalogue in use", "share of all movies that is in somebody's list", ".1%"),
-    "popularity": ("Ratings of a recommended movie", "in training, on average", ",.1f"),
-    "catalogue": ("Ratings of any movie", "the same over the whole catalogue", ",.1f"),
-    "percentile": ("Popularity rank", "share of movies that are less popular; 50%: no leaning", ".1%"),
-    "novelty": ("Novelty", "bits; one more where half as many users know a movie", ".2f"),
-    "unrated": ("Without ratings", "share of places for movies that nobody has rated in training", ".1%"),
+    "coverage": ("Catalogue in use", "share of all items that is in somebody's list", ".1%"),
+    "popularity": ("Ratings of a recommended item", "in training, on average", ",.1f"),
+    "catalogue": ("Ratings of any item", "the same over the whole catalogue", ",.1f"),
+    "percentile": ("Popularity rank", "share of items that are less popular; 50%: no leaning", ".1%"),
+    "novelty": ("Novelty", "bits; one more where half as many users know an item", ".2f"),
+    "unrated": ("Without ratings", "share of places for items that nobody has rated in training", ".1%"),
     "overlap": ("In common", "share of a list that another user, drawn at random, has as well", ".1%"),
 }  # fmt: skip
 
@@ -142,7 +143,7 @@ _ORDERINGS = {
 
 
 def _list_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
-    "Ordering, then NDCG and its difference to `popular`, of liked and of watched movies."
+    "Ordering, then NDCG and its difference to `popular`, of liked and of watched items."
     rows = []
     for name, facts in summary.get("lists", {}).items():
         row: list[Any] = [(name, _ORDERINGS.get(name, ""))]
@@ -158,7 +159,7 @@ def list_finding(
     summary: Mapping[str, Any],  # of a run, with `lists` or without
     digits: int = 3,  # of NDCG, after the point
 ) -> str:  # empty without `lists`
-    "What is found on the lists that are recommended, against the most popular movies, in one sentence."
+    "What is found on the lists that are recommended, against the most popular items, in one sentence."
     lists = summary.get("lists", {})
     name = list(lists)[-1] if lists else ""
     if "over_popular" not in lists.get(name, {}):
@@ -169,7 +170,7 @@ def list_finding(
         word = "more" if low > 0 else "less" if high < 0 else "neither clearly more nor less"
         found, popular = (_number(lists[o][f"ndcg_{what}"], f".{digits}f") for o in (name, "popular"))
         told.append(f"{word} of what users {what} (NDCG {found} against {popular})")
-    return f'Against the most popular movies, lists by "{name}" hold {told[0]}, and {told[1]}.'
+    return f'Against the most popular items, lists by "{name}" hold {told[0]}, and {told[1]}.'
 
 # %% ../nbs/12_report.ipynb #h2r04
 def list_lines(
@@ -194,8 +195,8 @@ def list_lines(
     return [
         *lines,
         "",
-        "Lists of movies that a user has not rated in training, judged by held-out ones on them: NDCG@10 of "
-        "liked and of watched movies (* more than popular, by an interval without 0), share of the catalogue "
+        "Lists of items that a user has not rated in training, judged by held-out ones on them: NDCG@10 of "
+        "liked and of watched items (* more than popular, by an interval without 0), share of the catalogue "
         "in use, mean percentile of popularity, and what two users' lists share.",
         *filter(None, [list_finding(summary, digits)]),
     ]
@@ -210,7 +211,7 @@ def _setting_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     return [[name, json.dumps(value, default=str, ensure_ascii=False)] for name, value in flat.items()]
 
 # %% ../nbs/12_report.ipynb #c019
-_SHOWN = 10  # movies of a user's history
+_SHOWN = 10  # items of a user's history
 _SCORES = {"base": "Base", "refined": "C+S", "watch": "Watch", "score": "Score"}
 
 
@@ -221,7 +222,7 @@ def _titles(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _example(one: Example) -> dict[str, Any]:
+def _example(one: Example, noun: str = "item") -> dict[str, Any]:
     "What the page shows of a user."
     best = one.history.sort_values("rating", ascending=False, kind="stable").head(_SHOWN)
     top = one.recommended
@@ -231,9 +232,9 @@ def _example(one: Example) -> dict[str, Any]:
     n, n_liked = len(one.history), int(one.history["liked"].sum())
     return {
         "user_id": str(one.user_id),
-        "movies": f"{n:,} {'movie' if n == 1 else 'movies'} rated, {n_liked:,} liked",
+        "told": f"{n:,} {noun if n == 1 else plural(noun)} rated, {n_liked:,} liked",
         "rated": [(title, f"{rating:g}", "yes" if liked else "no") for title, rating, liked in rated],
-        "head": ["Rank", "Movie", *(_SCORES[name] for name in which)],
+        "head": ["Rank", noun.capitalize(), *(_SCORES[name] for name in which)],
         "recommended": list(zip(top["rank"], _titles(top), *scores, strict=True)),
     }
 
@@ -268,20 +269,28 @@ _CAPTIONS = {
         "The gain of users with few and with many ratings, with 95% intervals.",
     ),
     "calibration": (
-        "Share of liked movies against the score",
-        "Of the movies scored about 0.7, are 70% liked? "
-        "On the diagonal a score can be read as a probability.",
+        "Share of liked items against the score",
+        "Of the items scored about 0.7, are 70% liked? On the diagonal a score can be read as a probability.",
     ),
     "lists": (
-        "What is found on lists, against how many users know their movies",
-        "To the right: more of what users went on to like is on the lists. Upwards: fewer know the movies. "
-        "Orange: more than the most popular movies, the interval of the difference above 0.",
+        "What is found on lists, against how many users know their items",
+        "To the right: more of what users went on to like is on the lists. Upwards: fewer know the items. "
+        "Orange: more than the most popular items, the interval of the difference above 0.",
     ),
     "diversity": (
-        "Share of recommendations that goes to the most popular movies",
+        "Share of recommendations that goes to the most popular items",
         "The further a line bends to the upper left, the more goes to the hits. Dotted: where ratings went.",
     ),
 }
+
+
+def _pictures(figures: Mapping[str, "Figure"]) -> dict[str, dict[str, str]]:
+    "Figures as text, with what is said of them."
+    texts = {name: _CAPTIONS.get(name, (name, name)) for name in figures}
+    return {
+        name: {"src": _picture(figure), "alt": texts[name][0], "caption": texts[name][1]}
+        for name, figure in figures.items()
+    }
 
 # %% ../nbs/12_report.ipynb #c028
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
@@ -316,12 +325,8 @@ def html_report(
     if missing := [name for name in _NEEDED if name not in summary]:
         raise InputError(f"the summary has no {missing[0]!r}; give what a run returns")
     gain, data = _number(summary["delta"]["roc_auc"], "+z.4f"), summary["data"]
-    counts = {"users": data["users"], "movies": data["items"], "ratings": data["ratings"]}
-    texts = {name: _CAPTIONS.get(name, (name, name)) for name in figures}
-    pictures = {
-        name: {"src": _picture(figure), "alt": texts[name][0], "caption": texts[name][1]}
-        for name, figure in figures.items()
-    }
+    noun = data.get("noun", "item")
+    counts = {"users": data["users"], plural(noun): data["items"], "ratings": data["ratings"]}
     return _template().render(
         summary=summary,
         finding=finding(summary),
@@ -334,10 +339,12 @@ def html_report(
         list_finding=list_finding(summary),
         orderings=list(summary.get("lists", {})),
         diversity=_diversity_rows(summary),
-        examples=[_example(user) for user in examples],
+        examples=[_example(user, noun) for user in examples],
+        noun=noun,
+        nouns=plural(noun),
         settings=_setting_rows(summary),
         versions=list(summary["versions"].items()),
         seconds=[(stage, f"{n:.1f}") for stage, n in summary["seconds"].items()],
-        pictures=pictures,
+        pictures=_pictures(figures),
         others=[name for name in figures if name not in _CAPTIONS],
     )

@@ -6,11 +6,11 @@ Docs: https://correct-smooth.github.io/correct_smooth/shared_run.html.md"""
 
 # %% auto #0
 __all__ = ['everybodys_metrics', 'everybodys_lists', 'with_mean_of_all', 'SharedRecommender', 'shared_checkpoints',
-           'shared_results', 'own_part', 'parts_as_csv', 'SharedRun']
+           'shared_results', 'own_part', 'parts_as_csv', 'hold_back_here', 'SharedRun']
 
 # %% ../nbs/13d_shared_run.ipynb #s00
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from .checkpoint import checkpoint_of, checkpoints_beside
-from .checks import InputError
+from .checks import InputError, check_choice
 from correct_smooth.dataset import (
     Dataset,
     Interactions,
@@ -41,10 +41,11 @@ from correct_smooth.distributed import (
     train_shared,
 )
 from .evaluate import Evaluation, evaluation, user_table
-from .experiment import Run, examples, history_of, shown_users, summary, write_summary
+from .experiment import Run
 from .files import atomic_folder, write_marker
 from .graph import GraphConfig
 from .model import Embeddings
+from .own_metrics import Metric
 from .partition import load_shard
 from correct_smooth.ranks import (
     agree,
@@ -68,20 +69,23 @@ from correct_smooth.recommender import (
     n_judgeable,
     sample_of_users,
 )
+from .results import examples, history_of, shown_users, summary, write_summary
 from .saving import PARTS, Fitted, part_names
 from .tables import write_rows
 from .train import Callback, Trained
+from .validation import Split, hold_back, latest
 from .watch import Watch, WatchConfig, fit_watch
 
 # %% ../nbs/13d_shared_run.ipynb #s02b
 def everybodys_metrics(
     predictions: pd.DataFrame,  # of this rank's users
     n_train: pd.Series,  # user_id -> training ratings, of the same
+    metrics: Mapping[str, Metric] | None = None,  # of your own, as for `user_table`
 ) -> pd.DataFrame:  # of all users, sorted by id
     "What `user_table` tells of the users of all ranks."
     if not int(all_reduce_sum(len(predictions))):
         raise InputError("there are no held-out ratings to evaluate on")
-    users = gather_table(user_table(predictions, n_train))
+    users = gather_table(user_table(predictions, n_train, metrics))
     return users.sort_values("user_id", kind="stable", ignore_index=True)
 
 # %% ../nbs/13d_shared_run.ipynb #s02d
@@ -109,11 +113,13 @@ def with_mean_of_all(model: Embeddings) -> Embeddings:
 class SharedRecommender(CorrectSmoothRecommender):
     "A recommender of this rank's users, fitted, tuned and evaluated by all ranks together."
 
-    def fit(self, data: Any, edges: Any = None, callbacks: Sequence[Callback] = ()) -> Self:
+    def fit(
+        self, data: Any, edges: Any = None, callbacks: Sequence[Callback] = (), features: Any = None
+    ) -> Self:
         "As in one process, with this rank's ratings; settings are compared first."
         settings = {name: value for name, value in self.get_params().items() if name != "progress"}
         agree(settings=str(settings), movies=digest(data.movies.reset_index()))
-        return super().fit(data, edges, callbacks)
+        return super().fit(data, edges, callbacks, features)
 
     def _population(self, pairs: Interactions) -> Population:
         return everybodys_population(pairs)
@@ -166,10 +172,10 @@ class SharedRecommender(CorrectSmoothRecommender):
         model = super()._average(state, X)
         return model if world_size() == 1 else with_mean_of_all(model)
 
-    def evaluate(self, test: Any) -> Evaluation:
+    def evaluate(self, test: Any, metrics: Mapping[str, Metric] | None = None) -> Evaluation:
         "As in one process; per-user metrics are of all users, predictions of this rank's."
         predictions = self._predictions(test)
-        users = everybodys_metrics(predictions, pd.Series(self.data_.counts, self.users_))
+        users = everybodys_metrics(predictions, pd.Series(self.data_.counts, self.users_), metrics)
         found = evaluation(predictions, users, self.seed)
         asked = sample_of_users(found.users["user_id"], self.seed)
         mine, popularity = asked[is_own(asked)], self._popularity()
@@ -227,6 +233,21 @@ def parts_as_csv(
             for rows in pq.ParquetFile(part).iter_batches():
                 write(rows.to_pandas())
 
+# %% ../nbs/13d_shared_run.ipynb #hb02
+def hold_back_here(
+    data: Dataset,
+    how: Split,
+    share: float,
+    seed: int,
+    before: int,  # ratings that the ranks before this one hold
+) -> np.ndarray:  # (n,) True where held back
+    "This rank's part of what one process would hold back; raises `InputError` for what it cannot know."
+    if world_size() > 1:
+        check_choice("split (of several processes)", how, ("random", "last"))
+    if how == "random":
+        return holdout(data, share, generator_behind(seed, before))
+    return latest(data, share) if how == "last" else hold_back(data, how, share, seed)
+
 # %% ../nbs/13d_shared_run.ipynb #s06
 class SharedRun(Run):
     "The stages of a run, each done by all ranks together."
@@ -242,9 +263,9 @@ class SharedRun(Run):
 
     def load(self) -> tuple[dict[str, Any], Dataset, Dataset]:
         "This rank's users, split as in one process."
-        data, before = load_shard(self.source, self.no_opinion)
+        data, before = load_shard(self.source, **self.reading)
         whole, settings = index_ratings(data), self.recommender
-        hidden = holdout(whole, self.share, generator_behind(settings.seed, before))
+        hidden = hold_back_here(whole, self.split, self.share, settings.seed, before)
         people = everybodys_population(some_ratings(whole, ~hidden, np.arange(len(whole.users))))
         parts = split(whole, hidden, settings.labels, settings.liked, people)
         known, held = map(shard_of, parts)
