@@ -386,7 +386,7 @@ def test_full_trust_puts_the_labels_in(world):
 def test_disliked_movies_are_labels_too():
     "A stored 0 lowers the score of its movie and of its neighbour, also through `Scorer`."
     A = sparse.csr_matrix(np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]], np.float32))
-    Y = label_matrix([1], [0], [0.0], (3, 2))
+    Y = label_matrix(np.array([1]), np.array([0]), np.zeros(1), (3, 2))
     assert Y.nnz == 1
     config = CorrectAndSmooth("neighbours", alpha=1, half_trust=0, shrinkage=1.5)
     model = Embeddings(*(np.zeros(o, np.float32) for o in ((3, 2), 3, (2, 2), 2)))

@@ -122,7 +122,7 @@ def test_a_read_only_install_without_a_home_works(tmp_path):
 def test_every_kernel_is_compiled_through_the_one_decorator():
     for module in sorted((ROOT / "correct_smooth").glob("*.py")):
         assert re.findall(r"@n?jit", module.read_text()) == [], module.name
-    assert isinstance(topn._shortlists, numba.core.registry.CPUDispatcher)
+    assert isinstance(topn._shortlist, numba.core.registry.CPUDispatcher)
 
 
 # --- where there is no GPU
@@ -139,7 +139,7 @@ def test_a_model_trained_on_a_gpu_answers_without_one(fitted, tmp_path, no_gpu):
     gpu = CorrectSmoothRecommender(**QUICK).set_params(training__device="cuda")
     gpu.__dict__.update({k: o for k, o in vars(fitted).items() if k.endswith("_")})
     settings = {**fitted.state_.settings, "training": TrainConfig(epochs=2, device="cuda")}
-    gpu.state_ = replace(fitted.state_, settings=settings)
+    gpu.ready_ = replace(fitted.ready_, state=replace(fitted.state_, settings=settings))
     gpu.save(tmp_path / "model")
     back = CorrectSmoothRecommender.load(tmp_path / "model")
     assert back.training.device == "cuda"
@@ -390,10 +390,10 @@ def test_no_command_lets_data_reach_the_terminal(evil, cs, tmp_path, monkeypatch
         ("cs_recommend", "--model", model, "--user", user, "--why"),
         ("cs_recommend", "--model", model, "--user", f"nobody{EVIL}"),
         ("cs_recommend", "--model", model / f"x{EVIL.replace(chr(0), '')}", "--user", user),
-        ("cs_similar", "--model", model, "--movie", f"#{item}"),
-        ("cs_similar", "--model", model, "--movie", title),
-        ("cs_similar", "--model", model, "--movie", f"nonsense{EVIL}"),
-        ("cs_similar", "--model", model, "--movie", title, "--by", EVIL),
+        ("cs_similar", "--model", model, "--title", f"#{item}"),
+        ("cs_similar", "--model", model, "--title", title),
+        ("cs_similar", "--model", model, "--title", f"nonsense{EVIL}"),
+        ("cs_similar", "--model", model, "--title", title, "--by", EVIL),
         ("cs_fold_in", "--model", model, "--ratings", "good.parquet", "--out", f"fold{name}"),
         *(("cs_fold_in", "--model", model, "--ratings", f"{o}.parquet") for o in ("bad", "worse", "unknown")),
         ("cs_fold_in", "--model", model, "--ratings", "stars.parquet"),

@@ -474,11 +474,11 @@ def test_many_lists_need_no_pairs():
 @pytest.mark.parametrize(
     "lists, popularity, said",
     [
-        ([[0, 2]], [1, 1], "list 0 holds movie 2; movies are numbered 0 to 1"),
-        ([[0, 1], [-2, 1]], [1, 1], "list 1 holds movie -2"),
-        ([[0, 1], [1, 1]], [1, 1], "list 1 holds movie 1 twice"),
-        ([[0]], [1, np.nan], "movie 1 has nan ratings"),
-        ([[0]], [-1.0, 1], r"movie 0 has -1\.0 ratings"),
+        ([[0, 2]], [1, 1], "list 0 holds item 2; items are numbered 0 to 1"),
+        ([[0, 1], [-2, 1]], [1, 1], "list 1 holds item -2"),
+        ([[0, 1], [1, 1]], [1, 1], "list 1 holds item 1 twice"),
+        ([[0]], [1, np.nan], "item 1 has nan ratings"),
+        ([[0]], [-1.0, 1], r"item 0 has -1\.0 ratings"),
         ([[-1], [-1]], [1, 1], "no recommendation"),
         (np.empty((0, 3), int), [1, 1], "no recommendation"),
         ([[0.0]], [1, 1], r"got float64 of shape \(1, 1\)"),

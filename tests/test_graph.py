@@ -1,5 +1,6 @@
 """Graphs against dense references, and edge files that are not what they say."""
 
+import gzip
 import io
 import tempfile
 from dataclasses import replace
@@ -286,8 +287,8 @@ def test_edge_graph_equals_a_dense_reference(edges):
     assert_array_equal(A.toarray(), wanted.astype(np.float32))
     assert A.nnz == (wanted > 0).sum()  # no stored zeros
     assert A.nnz + sum(dropped.values()) == len(edges)
-    assert dropped["edges with an unknown movie"] == sum(not {*e[:2]} <= at.keys() for e in edges)
-    assert dropped["edges from a movie to itself"] == sum(e[0] == e[1] for e in edges)
+    assert dropped["edges with an unknown item"] == sum(not {*e[:2]} <= at.keys() for e in edges)
+    assert dropped["edges from an item to itself"] == sum(e[0] == e[1] for e in edges)
 
 
 @SOME
@@ -380,7 +381,7 @@ def test_a_graph_is_one_graph_in_any_form(form):
         graph.add_edge(10, "stranger", weight=1.0)
         dropped = {}
         given_graph(graph, ITEMS, dropped)
-        assert dropped["edges with an unknown movie"] == 1
+        assert dropped["edges with an unknown item"] == 1
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, "torch"])
@@ -390,7 +391,7 @@ def test_an_edge_index_goes_by_position(kind):
     dropped = {}
     at = torch.from_numpy(at) if kind == "torch" else at.astype(kind)
     found = given_graph(at, ITEMS, dropped).toarray()
-    assert found.sum() == found[0, 1] + found[1, 2] == 2 and dropped["edges from a movie to itself"] == 1
+    assert found.sum() == found[0, 1] + found[1, 2] == 2 and dropped["edges from an item to itself"] == 1
 
 
 @pytest.mark.parametrize(
@@ -416,6 +417,10 @@ def test_an_edge_index_goes_by_position(kind):
         7,
         b"edges.csv",
         "edges.xlsx",
+        "edges.gz",
+        (np.array([[0], [1]]), np.array([-1.0])),
+        (np.array([[0], [1]]), np.array([np.nan])),
+        (np.array([[0], [1]]), "weights"),
         Path("gone.csv"),
         pd.Series([1, 2]),
     ],
@@ -463,7 +468,7 @@ def test_tiny_weights_are_stored_as_more_than_zero():
 
 def test_edges_between_strangers_are_named():
     "Where no edge joins two known movies the message shows ids of both sides."
-    with pytest.raises(InputError, match="edges hold .*'a'.*movies are .*10"):
+    with pytest.raises(InputError, match="edges hold .*'a'.*items are .*10"):
         edge_graph(as_table([("a", "b", 1.0)]), ITEMS)
     with pytest.raises(InputError, match="no edge joins"):
         edge_graph(as_table([]), ITEMS)
@@ -513,6 +518,11 @@ def table_bytes(suffix, packed=False):
     edges, out = as_table([(10, 20, 1.0), (20, 30, 0.5), (40, 50, 0.25)] * 20), io.BytesIO()
     if suffix == ".csv":
         edges.to_csv(out, index=False)
+    elif suffix in (".tsv", ".csv.gz", ".tsv.gz"):
+        text = edges.to_csv(index=False, sep="\t" if "tsv" in suffix else ",").encode()
+        out.write(gzip.compress(text, mtime=0) if suffix.endswith(".gz") else text)
+    elif suffix == ".graphml":
+        nx.write_graphml(nx.from_pandas_edgelist(edges, edge_attr=True, create_using=nx.DiGraph), out)
     elif suffix == ".parquet":
         edges.to_parquet(out, index=False)
     else:
@@ -521,7 +531,7 @@ def table_bytes(suffix, packed=False):
     return out.getvalue()
 
 
-SOUND = {o: table_bytes(o) for o in (".csv", ".parquet", ".npz")}
+SOUND = {o: table_bytes(o) for o in (".csv", ".parquet", ".npz", ".tsv", ".csv.gz", ".tsv.gz", ".graphml")}
 PACKED = table_bytes(".npz", packed=True)
 
 
@@ -540,9 +550,79 @@ def read_bytes(suffix, content):
 @pytest.mark.parametrize("suffix", SOUND)
 def test_sound_files_are_read(suffix):
     "Each format gives back what was written."
-    wanted = pd.read_csv(io.BytesIO(SOUND[".csv"]))
-    pd.testing.assert_frame_equal(read_bytes(suffix, SOUND[suffix]), wanted)
+    wanted, found = pd.read_csv(io.BytesIO(SOUND[".csv"])), read_bytes(suffix, SOUND[suffix])
+    if suffix == ".graphml":  # ids are text there, and an edge is there once
+        wanted = wanted.drop_duplicates(ignore_index=True)
+        found = found.astype({"source": int, "target": int})
+    if "tsv" in suffix:  # all of it text, as from any CSV with a cell that is no number
+        found = found.astype(wanted.dtypes)
+    pd.testing.assert_frame_equal(found, wanted)
     assert edge_graph(read_bytes(suffix, SOUND[suffix]), ITEMS).nnz == 3
+
+
+def saved_matrix(A):
+    "A scipy matrix as its own .npz."
+    out = io.BytesIO()
+    sparse.save_npz(out, A)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia"])
+def test_a_saved_matrix_is_a_graph_by_position(form):
+    "In every format that scipy saves."
+    A = sparse.random(5, 5, 0.4, "csr", np.float32, rng=np.random.default_rng(0))
+    A.setdiag(0)
+    A.eliminate_zeros()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "graph.npz")
+        path.write_bytes(saved_matrix(A.asformat(form)))
+        assert_array_equal(given_graph(path, ITEMS).toarray(), A.toarray())
+
+
+class Data:
+    "An object with attributes, as PyTorch Geometric's."
+
+    def __init__(self, **attributes):
+        self.__dict__ |= attributes
+
+
+BOMBS = {
+    "entities": '<!DOCTYPE g [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><graphml><graph>&b;</graph></graphml>',
+    "a file": '<!DOCTYPE g [<!ENTITY a SYSTEM "file:///etc/passwd">]><graphml>&a;</graphml>',
+    "elsewhere": '<!DOCTYPE g SYSTEM "http://127.0.0.1:9/g.dtd"><graphml/>',
+    "parameters": "<!DOCTYPE g [<!ENTITY % a \"<!ENTITY b 'c'>\"> %a;]><graphml/>",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_graphml_declares_no_document_type(bomb, encoding, tmp_path):
+    "Nothing is expanded, and nothing is fetched."
+    path = tmp_path / "graph.graphml"
+    path.write_text(BOMBS[bomb], encoding=encoding)
+    with pytest.raises(InputError, match="declares a document type"):
+        read_edges(path)
+
+
+def test_gzip_ends_where_no_table_would_be():
+    "Zeros without end are refused by how much they would be."
+    with pytest.raises(InputError, match="would unpack from"), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "edges.tsv.gz")
+        with gzip.open(path, "wb", compresslevel=1) as packed:
+            for _ in range(200):
+                packed.write(bytes(2**20))
+        read_edges(path)
+
+
+@pytest.mark.parametrize("weights", ["pair", "edge_weight", "edge_attr"])
+def test_an_edge_index_with_weights(weights):
+    "As a pair, or in an object as PyTorch Geometric's."
+    index, weight = torch.tensor([[0, 1], [1, 2]]), torch.tensor([0.5, 2.0])
+    given = (index, weight) if weights == "pair" else Data(edge_index=index, **{weights: weight})
+    found = given_graph(given, ITEMS)
+    assert found[0, 1] == 0.5 and found[1, 2] == 2 and found.nnz == 2
+    with pytest.raises(InputError, match="one number for each of 2 edges"):
+        given_graph((index, weight[:1]), ITEMS)
 
 
 @st.composite
@@ -652,10 +732,10 @@ def test_parquet_may_have_an_index(index, tmp_path):
 @pytest.mark.parametrize(
     "edges, lost",
     [
-        (pd.DataFrame({"source": [10, 20], "target": [10, 20]}), "2 edges from a movie to itself"),
+        (pd.DataFrame({"source": [10, 20], "target": [10, 20]}), "2 edges from an item to itself"),
         (pd.DataFrame({"source": [10], "target": [20], "weight": [0]}), "1 edges of weight 0"),
-        (np.array([[1, 1], [1, 1]]), "2 edges from a movie to itself"),
-        (nx.Graph([("a", "b")]), "1 edges with an unknown movie"),
+        (np.array([[1, 1], [1, 1]]), "2 edges from an item to itself"),
+        (nx.Graph([("a", "b")]), "1 edges with an unknown item"),
     ],
     ids=lambda o: type(o).__name__,
 )

@@ -19,13 +19,15 @@ MODULES = sorted(o for o in LIB.glob("*.py") if o.stem not in ("__init__", "_mod
 
 # A module imports only modules before it. The table in CONTRIBUTING.md is this list, explained.
 LAYERS = """
-    checks ids parsing files tables tensors jobs
-    data synthetic sources fetch dataset features audience
-    graph edges
+    checks arrays ids parsing files tables json_lines table_files tensors jobs
+    roles vectors data synthetic layouts published sources fetch dataset features audience
+    products graph edges
     model encoders train checkpoint
-    correct_smooth diffusion watch explain topn evaluate lists plots
-    newcomers tuning titles formats saving recommender report
-    shell experiment rating_files commands
+    correct_smooth diffusion any_model watch explain topn one_user own_metrics evaluate lists plots
+    newcomers tuning titles formats item_tensors saving ready visitors
+    tracking recommender validation report results
+    shell experiment exports rating_files commands messages
+    service serve
     ranks partition distributed shared_run
 """.split()
 RANKS = {"ranks", "partition", "distributed", "shared_run"}
@@ -237,3 +239,23 @@ except SystemExit as end:
     assert not end.code, end.code"""
     heavy = {"torch", "matplotlib.pyplot"} & loaded(code)
     assert not heavy
+
+
+def messages(path):
+    "The texts of all errors a module raises, with their lines."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("InputError", "refuse"):
+            texts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
+            yield node.lineno, " ".join(text for text in texts if isinstance(text, str))
+
+
+def test_errors_do_not_speak_of_films():
+    "Items may be books; what functions and classes are called is another matter."
+    names = re.compile(r"movie_data\(movies, ratings\)|movies\.(?:csv|parquet|dat)|movies and ratings")
+    wrong = [
+        f"{path.name}:{line} {text[:80]}"
+        for path in MODULES
+        for line, text in messages(path)
+        if re.search(r"\b(?:movie|film)s?\b", names.sub("", text), re.IGNORECASE)
+    ]
+    assert not wrong, listed(wrong)

@@ -268,14 +268,14 @@ def test_lists_that_were_not_judged_have_facts_only():
 @pytest.mark.parametrize(
     "change, said",
     [
-        (dict(lists={"both": np.array([[0, 6]])}), "list 0 holds movie 6; movies are numbered 0 to 5"),
-        (dict(lists={"both": np.array([[1, 1]])}), "list 0 holds movie 1 twice"),
+        (dict(lists={"both": np.array([[0, 6]])}), "list 0 holds item 6; items are numbered 0 to 5"),
+        (dict(lists={"both": np.array([[1, 1]])}), "list 0 holds item 1 twice"),
         (dict(lists={"both": np.array([[0.0, 1]])}), "got float64"),
         (dict(lists={"both": np.array([[0], [1]])}), "2 lists for 1 users"),
         (dict(users=["a", "a"], lists={"both": np.array([[0], [1]])}), "user 'a' has two lists"),
-        (dict(item=[6]), "held-out rating 0 is of movie 6; movies are numbered 0 to 5"),
-        (dict(item=[-1]), "held-out rating 0 is of movie -1"),
-        (dict(y=[1, 0]), "1 users, 1 movies and 2 labels"),
+        (dict(item=[6]), "held-out rating 0 is of item 6; items are numbered 0 to 5"),
+        (dict(item=[-1]), "held-out rating 0 is of item -1"),
+        (dict(y=[1, 0]), "1 users, 1 items and 2 labels"),
         (dict(y=[0.5]), "label of held-out rating 0 is 0.5"),
     ],
 )

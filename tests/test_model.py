@@ -268,7 +268,7 @@ def test_sage_without_a_graph_is_refused(made):
         lambda: train(X, pairs, None, OPTIONS["sage"], TrainConfig(epochs=1), progress=False),
         lambda: embeddings(ItemUserModel(X.shape[1], 60, X.shape[0], OPTIONS["sage"]), X),
     ):
-        with pytest.raises(InputError, match="the encoder is sage and needs the movie graph"):
+        with pytest.raises(InputError, match="the encoder is sage and needs the item graph"):
             call()
 
 

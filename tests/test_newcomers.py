@@ -194,7 +194,7 @@ def test_movies_and_people_that_cannot_be_taken_in(fitted, world):
             r.fold_in(wrong)
         with pytest.raises(InputError, match=message):
             r.partial_fit(wrong)
-    with pytest.raises(InputError, match="movie 3 is known already"):
+    with pytest.raises(InputError, match="item 3 is known already"):
         r.add_movies(world.movies[3:5])
     with pytest.raises(InputError, match="epochs must be"):
         r.partial_fit(epochs=0)
@@ -265,7 +265,7 @@ def test_catalogues_of_a_few_movies(n_items, n_users, encoder):
         training__epochs=2, model__encoder=encoder, features__min_count=1
     )
     r.fit(movie_data(movies, table))
-    noted = f"note: neighbours of each movie fewer than asked for, there being {n_items} movies"
+    noted = f"note: neighbours of each item fewer than asked for, there being {n_items} items"
     assert r.dropped_ == {noted: 21 - n_items}
     top = r.recommend([0], n=20)
     assert len(top) == n_items - table["item_id"][table["user_id"] == 0].nunique()
@@ -276,16 +276,16 @@ def test_terms_that_no_movies_share(world):
     "Blocks that are left empty by it are named; where nothing is left the error says what to change."
     r = CorrectSmoothRecommender(**QUICK, ensemble=1, features=MovieFeatures(min_count=1000)).fit(world)
     assert list(r.dropped_) == [
-        "note: blocks of features with no word or name that 1000 movies share (overview, genres, era)"
+        "note: blocks of features with no word or name that 1000 items share (overview, genres, era)"
     ]
     bare = replace(world, movies=world.movies[["genres"]])
-    with pytest.raises(InputError, match="shared by 1000 movies .min_count., so genres leave nothing"):
+    with pytest.raises(InputError, match="shared by 1000 items .min_count., so genres leave nothing"):
         r.fit(bare)
 
 
 def test_a_head_that_is_not_convex_is_refused(world):
     r = CorrectSmoothRecommender(**QUICK, model=ModelConfig(head="mlp"), ensemble=1).fit(world)
-    with pytest.raises(InputError, match="needs head 'dot'"):
+    with pytest.raises(InputError, match="need head 'dot'"):
         r.fold_in(ratings(100, [1], [5]))
 
 
@@ -409,3 +409,21 @@ def test_a_fit_that_was_stopped_goes_on(world, tmp_path, monkeypatch):
     for one, two in zip(whole.models_, r.models_, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     pd.testing.assert_frame_equal(whole.recommend(), r.recommend(), check_exact=True)
+
+
+@pytest.mark.parametrize("kind", ["polars", "arrow"])
+def test_ratings_come_in_tables_of_any_library(kind):
+    import polars as pl
+    import pyarrow as pa
+
+    data = synthetic_data(40, 60, 800, seed=3)
+    one, two = (
+        CorrectSmoothRecommender(training=TrainConfig(epochs=1), progress=False).fit(data) for _ in "ab"
+    )
+    new = pd.DataFrame({"user_id": [900, 900, 3], "item_id": [5, 6, 7], "rating": [5.0, 1.0, 4.0]})
+    other = pl.from_pandas(new) if kind == "polars" else pa.Table.from_pandas(new)
+    pd.testing.assert_frame_equal(
+        one.fold_in(new).recommend([900, 3]), two.fold_in(other).recommend([900, 3])
+    )
+    with pytest.raises(InputError, match="new ratings"):
+        one.fold_in([900, 5, 5.0])

@@ -623,7 +623,7 @@ def little_memory(megabytes=600):
 def refused(use, *args):
     with (
         little_memory(),
-        pytest.raises(InputError, match="as no movies or ratings do|more than it holds") as met,
+        pytest.raises(InputError, match="as no table of ratings does|more than it holds") as met,
     ):
         use(*args)
     assert len(str(met.value).splitlines()) == 1

@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from correct_smooth.checks import InputError
 from correct_smooth.dataset import index_ratings
 from correct_smooth.evaluate import METRICS
-from correct_smooth.experiment import report, run
+from correct_smooth.experiment import run
 from correct_smooth.graph import GraphConfig
 from correct_smooth.lists import LIST_METRICS, list_table
 from correct_smooth.plots import plot_gains
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.report import _ORDERINGS, Example, finding, html_report, list_finding, list_lines
+from correct_smooth.results import report
 from correct_smooth.sources import write_tables
 from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig
@@ -83,7 +84,7 @@ def summary(name="some data", interval=(0.01, 0.03), **changes):
         "both": {**facts, "overlap": float("nan"), **found_on_lists((0.06, 0.05, 0.07), (0.1, 0.08, 0.12))},
     }
     return {
-        "data": {"name": name, "users": 1234, "items": 10, "ratings": 56789, "dropped": {}},
+        "data": {"name": name, "noun": "movie", "users": 1234, "items": 10, "ratings": 56789, "dropped": {}},
         "base": dict.fromkeys(METRICS, 0.7),
         "refined": dict.fromkeys(METRICS, 0.72),
         "delta": dict.fromkeys(METRICS, 0.02),
@@ -242,7 +243,7 @@ def test_what_the_page_says_of_lists():
     assert "bothmost likely to be watched, and then liked" in cells
     assert {"0.160", "+0.050, +0.070", "0.300", "+0.080, +0.120", "−0.070, −0.050", "3.25"} <= set(cells)
     assert cells.count("–") == 3  # popular is not compared with itself, and one overlap is nan
-    assert any(o.startswith("Against the most popular movies") for o in read.of("p"))
+    assert any(o.startswith("Against the most popular items") for o in read.of("p"))
     assert "Is it worth watching?" in read.of("h2")
     bare = summary()
     del bare["lists"]
@@ -253,7 +254,7 @@ def test_lists_are_judged_by_their_interval():
     "More, less, or neither; nothing is said of lists that nobody has judged."
     told = summary()
     assert list_finding(told) == (
-        'Against the most popular movies, lists by "both" hold more of what users liked (NDCG 0.160 against '
+        'Against the most popular items, lists by "both" hold more of what users liked (NDCG 0.160 against '
         "0.100), and more of what users watched (NDCG 0.300 against 0.200)."
     )
     del told["lists"]["both"]

@@ -22,7 +22,7 @@ from limits import largest_file
 from scipy import sparse
 
 from correct_smooth import files as writing
-from correct_smooth import recommender
+from correct_smooth import ready
 from correct_smooth.audience import AudienceConfig
 from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth
@@ -60,6 +60,14 @@ def small_world(text_ids=False):
             world, ratings=world.ratings.assign(user_id="user " + world.ratings["user_id"].astype(str))
         )
     return world
+
+
+def with_features(world):
+    "The same items as books: with authors, vectors and a number of their own."
+    n, rng = len(world.movies), np.random.default_rng(0)
+    own = {"creators": [(f"Author {k % 7}",) for k in range(n)], "numbers: pages": 100.0 + np.arange(n)}
+    vectors = sparse.random(n, 4, 0.5, format="csr", rng=rng, dtype=np.float32)
+    return replace(world, movies=world.movies.assign(**own), vectors=vectors, noun="book")
 
 
 def fitted(seed=0, **settings):
@@ -356,6 +364,46 @@ def test_growing_models(variant, tmp_path):
     saved_and_loaded(model, tmp_path / "model")
 
 
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_features_of_ones_own(text_ids, tmp_path):
+    "Vectors, creators, numbers and the noun are saved, and new items bring vectors of the same width."
+    world = with_features(small_world(text_ids))
+    model = CorrectSmoothRecommender(**QUICK).fit(world)
+    assert {"creators", "vectors", "numbers"} <= set(model.features_.blocks_)
+    back = saved_and_loaded(model, tmp_path / "model")
+    assert (back.data_.vectors != world.vectors).nnz == 0 and back.data_.noun == "book"
+    new = pd.DataFrame({"book_id": [100, 101], "authors": ["Author 3", ""], "title": ["New", "Newer"]})
+    for o in (model, back):
+        with pytest.raises(InputError, match="vectors of the new items have 3 numbers, those known have 4"):
+            o.add_movies(new, features=([100], np.ones((1, 3))))
+        o.add_movies(new, features=([101], np.ones((1, 4))))
+    assert (model.data_.vectors[-2:].toarray() == [[0] * 4, [1] * 4]).all()
+    assert same(model, back)
+    assert same(model, saved_and_loaded(back, tmp_path / "model"))
+
+
+def test_a_damaged_vector_is_noticed(tmp_path):
+    "Numbers that are none, or a width that is not theirs, are refused by name."
+    from correct_smooth.tensors import load_tensors, save_tensors
+
+    model = CorrectSmoothRecommender(**QUICK).fit(with_features(small_world()))
+    for name, value in (
+        ("vectors.data", np.nan),
+        ("width", 3),
+        ("width", -1),
+        ("width", 9),
+        ("width", 2**40),
+    ):
+        model.save(tmp_path / "model")
+        tensors, _ = load_tensors(tmp_path / "model" / ITEMS)
+        tensors[name] = tensors[name].clone()
+        tensors[name][0] = value
+        save_tensors(tmp_path / "model" / ITEMS, tensors)
+        write_marker(tmp_path / "model", "model", sums=True)
+        with pytest.raises(InputError):
+            CorrectSmoothRecommender.load(tmp_path / "model")
+
+
 REFINEMENTS = {
     "own": CorrectAndSmooth("own", alpha=0.8, half_trust=0, beta=0.5, T=2),
     "diffusion": Diffusion(steps=4, spread_normalisation="row", T=1),
@@ -400,14 +448,14 @@ ITEMS = "items.safetensors"  # audience and watch scores, since format 7
 def write_kept(folder=KEPT / f"model_format_{FORMAT}"):
     "How the folder beside this file was made; a new format gets a folder of its own."
     every = ModelConfig(4, 8, encoder="sage", head="mlp", head_dim=3, id_embedding=True)
-    world = small_world(text_ids=True)
+    world = with_features(small_world(text_ids=True))
     learn, _ = split(world, holdout(world.ratings, 0.2))
     model = CorrectSmoothRecommender(**{**QUICK, "model": every, "ensemble": 2}).fit(learn)
     model.save(folder)
     folder.with_suffix(".json").write_text(model.recommend(n=3).to_json(orient="records", indent=0))
 
 
-@pytest.mark.parametrize("number", [5, 6, FORMAT])
+@pytest.mark.parametrize("number", [5, 6, 7, FORMAT])
 def test_models_saved_by_earlier_versions(number):
     "One written by the version that introduced this format loads, and recommends what it did then."
     kept = KEPT / f"model_format_{number}"
@@ -470,13 +518,13 @@ def test_earlier_smoothing_that_is_gone(tmp_path, rule, smoothing):
 
 def test_an_earlier_decay_of_users_own(tmp_path, monkeypatch):
     "Newcomers are pulled as strongly as users were in training; a falling learning rate leaves no trace."
-    given, fit = [], recommender.fit_users
+    given, fit = [], ready.fit_users
 
     def noting(*args):
         given.append(args[4])
         return fit(*args)
 
-    monkeypatch.setattr(recommender, "fit_users", noting)
+    monkeypatch.setattr(ready, "fit_users", noting)
     ratings = pd.DataFrame({"user_id": 777, "item_id": [1, 2], "rating": [5.0, 1.0]})
     dot = fitted(model=ModelConfig(4, 8), audience=AudienceConfig(axes=0), watch=None)
     dot.save(tmp_path / "now")
@@ -512,6 +560,6 @@ def test_other_formats(two, tmp_path, found, way_out):
     path = tmp_path / "model" / "model.json"
     path.write_text(json.dumps({"format": found, "something": "else"}))
     with pytest.raises(
-        InputError, match=f"is in model format {found}, this version reads {FORMAT}, 6 and 5; {way_out}"
+        InputError, match=f"is in model format {found}, this version reads {FORMAT}, 7, 6 and 5; {way_out}"
     ):
         CorrectSmoothRecommender.load(tmp_path / "model")

@@ -95,7 +95,7 @@ def test_any_titles_find_themselves(titles):
 )
 def test_ten_thousand_characters(title):
     find_movies(MOVIES, title)
-    with pytest.raises(InputError, match="no movie is called"):
+    with pytest.raises(InputError, match="no item is called"):
         movie_id(MOVIES, title)
     long = pd.concat([MOVIES, pd.DataFrame({"title": [title]}, index=[77])])
     assert movie_id(long, title) == 77
@@ -165,7 +165,7 @@ def test_the_movie_that_is_meant(demo, written, title, year):
         ("toy story 4", "near it: Toy Story"),
         ("Heat (1996)", r"near it: Heat \(1995, id 6\)"),
         ("318", "For the movie with the id 318 write '#318'"),
-        ("#299999", "there is no movie with the id 299999"),
+        ("#299999", "there is no item with the id 299999"),
         ("qwxz", "none comes near; the nearest is"),
     ],
 )
