@@ -248,7 +248,7 @@ def _ratings_of(
     listed = f"{len(strange):,} titles that this model does not know: {_listed(strange, movies)}"
     if not len(films):
         if not len(strange):
-            raise InputError("; ".join([f"{service.name}'s file holds no film", *remarks(dropped)]))
+            raise InputError("; ".join([f"{service.name}'s file holds nothing of use", *remarks(dropped)]))
         raise InputError(f"of {service.name}'s titles this model knows none; left out: {listed}")
     watched = films["rating"].isna()
     stars = stars_in(films["rating"][~watched])

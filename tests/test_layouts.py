@@ -898,7 +898,7 @@ def test_imdb(model, tmp_path):
         (boxed(("Zzz", 2000, 3)), "of Letterboxd's titles this model knows none; left out: 1 .*'Zzz .2000.'"),
         (boxed(("Film 10", 1960, "five")), "a rating must be a number: row 2: 'five'"),
         (boxed(("Film 10", 1960, "")), "holds what was watched, and no ratings"),
-        (HEAD, "this model knows none"),
+        (HEAD, "Letterboxd.s file holds nothing of use"),
     ],
 )  # fmt: skip
 def test_exports_without_anything_of_use(model, text, message, tmp_path):

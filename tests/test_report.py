@@ -244,10 +244,10 @@ def test_what_the_page_says_of_lists():
     assert {"0.160", "+0.050, +0.070", "0.300", "+0.080, +0.120", "−0.070, −0.050", "3.25"} <= set(cells)
     assert cells.count("–") == 3  # popular is not compared with itself, and one overlap is nan
     assert any(o.startswith("Against the most popular items") for o in read.of("p"))
-    assert "Is it worth watching?" in read.of("h2")
+    assert "What is on the lists?" in read.of("h2")
     bare = summary()
     del bare["lists"]
-    assert "Is it worth watching?" not in Page(html_report(bare, {})).of("h2")
+    assert "What is on the lists?" not in Page(html_report(bare, {})).of("h2")
 
 
 def test_lists_are_judged_by_their_interval():
