@@ -209,6 +209,13 @@ _STAGES: dict[str, type] = {
 }  # fmt: skip
 
 
+def _check_stage(name: str, value: Any) -> None:
+    "Raise `InputError` for a stage that is of another kind."
+    kind = _STAGES.get(name, object)
+    if not isinstance(value, kind) and not (name == "watch" and value is None):
+        raise InputError(f"{name} must be a {kind.__name__}, got {value!r}")
+
+
 class CorrectSmoothRecommender(BaseEstimator):
     "Global item encoder and user embeddings, corrected and smoothed for each user over an item graph."
 
@@ -265,20 +272,15 @@ class CorrectSmoothRecommender(BaseEstimator):
             ):
                 raise InputError(f"there is no setting {name!r}{near}")
             value = with_setting(known[stage], inner, value) if nested else value
-            kind = _STAGES.get(stage, object)
-            if not isinstance(value, kind) and not (stage == "watch" and value is None):
-                raise InputError(f"{stage} must be a {kind.__name__}, got {value!r}")
+            _check_stage(stage, value)
             known[stage] = value
             setattr(self, stage, value)
         return self
 
     def _check(self) -> None:
         "Raise `InputError` for a setting that is no stage's own and cannot be."
-        for stage, kind in _STAGES.items():
-            if not isinstance(value := getattr(self, stage), kind) and not (
-                stage == "watch" and value is None
-            ):
-                raise InputError(f"{stage} must be a {kind.__name__}, got {value!r}")
+        for stage in _STAGES:
+            _check_stage(stage, getattr(self, stage))
         check_number("validation", self.validation, 0, 0.9)
         check_number("ensemble", self.ensemble, 1, 1000, whole=True)
         check_choice("labels", self.labels, LABEL_RULES)

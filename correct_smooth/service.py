@@ -77,7 +77,7 @@ class Desk:
         share = watch.config.liking / (1 + watch.config.liking) if watch is not None else 1.0
         low, high = float(data.rating.min()), float(data.rating.max())
         return About(
-            name=data.name, noun=getattr(data, "noun", "movie"), items=len(data.items), users=len(data.users),
+            name=data.name, noun=data.noun, items=len(data.items), users=len(data.users),
             ratings=len(data), watch=watch is not None, both=share, stars=_stars(low, high, data.people.step),
         )  # fmt: skip
 
@@ -121,9 +121,8 @@ def search(desk: Desk, query: str, n: int) -> np.ndarray:  # positions
         return np.empty(0, int)
     begins = np.array([all(word in title for word in words) for title in plain])
     popular = ready.popularity[: len(items)]
-    whole = plain == f" {plain_title(query)}"
     first = np.flatnonzero(begins)
-    first = first[np.lexsort((-popular[first], ~whole[first]))][:n]
+    first = first[np.lexsort((-popular[first], plain[first] != f" {plain_title(query)}"))][:n]
     if len(first) == n or "title" not in ready.state.data.movies:
         return first
     near = find_ids(find_movies(ready.state.data.movies, query, n)["item_id"], ready.state.data.items)
@@ -172,6 +171,7 @@ router = APIRouter(responses={code: {"model": Problem} for code in (400, 404, 41
 
 
 def desk_of(request: Request) -> Desk:
+    "The desk of the service that a request has come to."
     return request.app.state.desk
 
 
