@@ -48,14 +48,18 @@ def _guess(values: np.ndarray) -> str:
     if not np.isfinite([least, most]).all():
         return "Every user needs a score for every item"
     if least < 0:
-        return "If they are logits, say unit='logit', or make them probabilities by scipy.special.expit"
+        return (
+            "If they are logits, say unit='logit', or make them probabilities by "
+            "scipy.special.expit"
+        )
     if most <= 10:
         return "If they are stars, say unit=(lowest, highest), such as unit=(1, 5)"
     return "If they are percentages, say unit='percent'"
 
 
 def _range(unit: Any) -> tuple[float, float]:
-    "The least and the largest score there can be; raises `InputError` for what is no unit."
+    """The least and the largest score there can be; raises `InputError` for what is no
+    unit."""
     if not (isinstance(unit, tuple) and len(unit) == 2):
         check_choice("unit", unit, tuple(_RANGES))
         return _RANGES[unit]
@@ -64,7 +68,9 @@ def _range(unit: Any) -> tuple[float, float]:
     return unit
 
 
-def _whose(values: np.ndarray, low: float, high: float, users: pd.Index, items: pd.Index) -> str:
+def _whose(
+    values: np.ndarray, low: float, high: float, users: pd.Index, items: pd.Index
+) -> str:
     "The first score that is out of range, by user and item."
     row, column = np.argwhere(~((values >= low) & (values <= high)))[0]
     user, item = users[[row]].tolist()[0], items[[column]].tolist()[0]
@@ -74,15 +80,26 @@ def _whose(values: np.ndarray, low: float, high: float, users: pd.Index, items: 
 def as_probabilities(
     scores: np.ndarray,  # (m, n_items)
     unit: Unit = "probability",
-    users: pd.Index | None = None,  # whose they are and of what, for messages; None: counted from 0
+    # whose they are and of what, for messages; None: counted from 0
+    users: pd.Index | None = None,
     items: pd.Index | None = None,
 ) -> np.ndarray:  # (m, n_items) float32, between 0 and 1
     "Scores as probabilities; raises `InputError` for those that cannot be."
     low, high = _range(unit)
-    if not isinstance(scores, np.ndarray) or scores.ndim != 2 or scores.dtype.kind not in "buif":
-        raise InputError(f"scores must be numbers, a row a user, a column an item; got {np.shape(scores)}")
+    if (
+        not isinstance(scores, np.ndarray)
+        or scores.ndim != 2
+        or scores.dtype.kind not in "buif"
+    ):
+        raise InputError(
+            "scores must be numbers, a row a user, a column an item; got "
+            f"{np.shape(scores)}"
+        )
     if unit == "probability" and scores.dtype.kind in "bui":
-        raise InputError("scores are whole numbers, as classes are; hand over probabilities (predict_proba)")
+        raise InputError(
+            "scores are whole numbers, as classes are; hand over probabilities "
+            "(predict_proba)"
+        )
     slip = _SLIP * (high - low)
     if scores.size and not low - slip <= scores.min() <= scores.max() <= high + slip:
         users, items = (
@@ -100,49 +117,82 @@ def as_probabilities(
 # %% ../nbs/05c_any_model.ipynb #m09
 def _plain(values: Any) -> Any:
     "An array, where it is a tensor; else as it is."
-    return values.detach().cpu().numpy() if callable(getattr(values, "detach", None)) else values
+    return (
+        values.detach().cpu().numpy()
+        if callable(getattr(values, "detach", None))
+        else values
+    )
 
 
 def score_table(
     scores: Any,  # a DataFrame, an array or a tensor, a row a user, a column an item
     name: str = "scores",  # for messages
 ) -> tuple[np.ndarray, pd.Index, pd.Index]:  # (n_users, n_items), users, items
-    "Scores as an array, and whose they are; raises `InputError` for a user or an item that is there twice."
+    """Scores as an array, and whose they are; raises `InputError` for a user or an item
+    that is there twice."""
     if isinstance(scores, pd.DataFrame):
         for ids in (scores.index, scores.columns):
             if ids.nlevels > 1 or not ids.is_unique or ids.hasnans:
-                odd = "" if ids.is_unique else f"; {ids[ids.duplicated()][0]!r} is there twice"
-                raise InputError(f"{name} must have one id for each row and column, and each once{odd}")
+                odd = (
+                    ""
+                    if ids.is_unique
+                    else f"; {ids[ids.duplicated()][0]!r} is there twice"
+                )
+                raise InputError(
+                    f"{name} must have one id for each row and column, and each "
+                    f"once{odd}"
+                )
         kinds = {kind.kind for kind in scores.dtypes}
         if kinds - set("buif"):
             raise InputError(f"{name} must be numbers in all columns")
         wide = np.float32 if (scores.dtypes == np.float32).all() else np.float64
-        values = scores.to_numpy() if kinds <= set("bui") else scores.to_numpy(wide, na_value=np.nan)
+        values = (
+            scores.to_numpy()
+            if kinds <= set("bui")
+            else scores.to_numpy(wide, na_value=np.nan)
+        )
         return values, scores.index, scores.columns
     values = _plain(scores)
     if not isinstance(values, np.ndarray) or values.ndim != 2:
-        shown = f"an array of {values.ndim} axes" if isinstance(values, np.ndarray) else type(values).__name__
-        raise InputError(f"{name} must be a table or an array of rows and columns; got {shown}")
+        shown = (
+            f"an array of {values.ndim} axes"
+            if isinstance(values, np.ndarray)
+            else type(values).__name__
+        )
+        raise InputError(
+            f"{name} must be a table or an array of rows and columns; got {shown}"
+        )
     return values, pd.RangeIndex(values.shape[0]), pd.RangeIndex(values.shape[1])
 
 # %% ../nbs/05c_any_model.ipynb #s03
-_Known = tuple[np.ndarray, np.ndarray, np.ndarray]  # users and items by position, and values
+# users and items by position, and values
+_Known = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _long(labels: pd.DataFrame, users: pd.Index, items: pd.Index) -> _Known:
     "Labels from a table with a row a label."
     named = [name for name in ("label", "rating") if name in labels]
     if len(named) != 1:
-        raise InputError("a long table of labels has the columns user_id and item_id, and label or rating")
+        raise InputError(
+            "a long table of labels has the columns user_id and item_id, and "
+            "label or rating"
+        )
     with reading("labels"):
         value = labels[named[0]].to_numpy(np.float64, na_value=np.nan)
-    labels, value = labels[known := ~np.isnan(value)], value[known]  # as `wide.stack()` has them
-    return positions(labels["user_id"], users, "user"), positions(labels["item_id"], items, "item"), value
+    # as `wide.stack()` has them
+    labels, value = labels[known := ~np.isnan(value)], value[known]
+    return (
+        positions(labels["user_id"], users, "user"),
+        positions(labels["item_id"], items, "item"),
+        value,
+    )
 
 
 def _known_labels(labels: Any, users: pd.Index, items: pd.Index) -> _Known:
     "Labels in any form."
-    if isinstance(labels, pd.DataFrame) and {"user_id", "item_id"} <= set(labels.columns):
+    if isinstance(labels, pd.DataFrame) and {"user_id", "item_id"} <= set(
+        labels.columns
+    ):
         return _long(labels, users, items)
     row, column = np.arange(len(users)), np.arange(len(items))
     if isinstance(labels, pd.DataFrame):
@@ -153,14 +203,16 @@ def _known_labels(labels: Any, users: pd.Index, items: pd.Index) -> _Known:
     shape = (len(row), len(column))
     if np.shape(values) != shape:
         raise InputError(
-            f"labels are of shape {np.shape(values)}, and scores have {shape[0]} users x {shape[1]} items"
+            f"labels are of shape {np.shape(values)}, and scores have {shape[0]} "
+            f"users x {shape[1]} items"
         )
     if sparse.issparse(values):
         listed = as_sparse("labels", values, "csr", once=True).tocoo()
         return listed.row, listed.col, listed.data.astype(np.float64)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif":
         raise InputError(
-            f"labels must be a table, an array or a sparse matrix of numbers; got {type(labels).__name__}"
+            "labels must be a table, an array or a sparse matrix of numbers; "
+            f"got {type(labels).__name__}"
         )
     at = np.nonzero(~np.isnan(values))
     return row[at[0]], column[at[1]], np.asarray(values[at], np.float64)
@@ -174,7 +226,8 @@ def as_labels(
     | Literal["mean"]
     | None = None,  # a rating, or each user's mean; None: labels are from 0 to 1
 ) -> sparse.csc_matrix:  # Y, (n_items, n_users)
-    "Labels as `refine` takes them; raises `InputError` for users or items that have no scores."
+    """Labels as `refine` takes them; raises `InputError` for users or items that have
+    no scores."""
     user, item, value = _known_labels(labels, users, items)
     if liked is None:
         odd = ~((value >= 0) & (value <= 1))
@@ -183,17 +236,24 @@ def as_labels(
             whose, what = users[user[[at]]].tolist()[0], items[item[[at]]].tolist()[0]
             raise InputError(
                 f"label of user {whose!r} and item {what!r} is {value[at]:g}; labels "
-                "are from 0 to 1. If they are ratings, say from which on an item is liked, as liked=4 or "
-                "liked='mean'"
+                "are from 0 to 1. If they are ratings, say from which on an item is "
+                "liked, as liked=4 or liked='mean'"
             )
         return label_matrix(user, item, value, (len(items), len(users)))
     as_floats("rating", value)
     if liked == "mean":
-        line = np.bincount(user, value, len(users)) / np.maximum(np.bincount(user, minlength=len(users)), 1)
+        line = np.bincount(user, value, len(users)) / np.maximum(
+            np.bincount(user, minlength=len(users)), 1
+        )
     else:
         check_number("liked", liked, -1e9)
         line = np.full(len(users), liked, np.float64)
-    return label_matrix(user, item, is_liked(value, line[user]).astype(np.float32), (len(items), len(users)))
+    return label_matrix(
+        user,
+        item,
+        is_liked(value, line[user]).astype(np.float32),
+        (len(items), len(users)),
+    )
 
 # %% ../nbs/05c_any_model.ipynb #m15
 def as_operators(
@@ -203,35 +263,57 @@ def as_operators(
     "A graph as `refine` takes it; raises `InputError` for one of other items."
     if isinstance(graph, Operators):
         if graph.shape[0] != len(items):
-            raise InputError(f"the graph is of {graph.shape[0]} items, and scores have {len(items)}")
+            raise InputError(
+                f"the graph is of {graph.shape[0]} items, and scores have {len(items)}"
+            )
         return graph
     return Operators(
-        check_graph(graph, len(items)) if sparse.issparse(graph) else both_ways(given_graph(graph, items))
+        check_graph(graph, len(items))
+        if sparse.issparse(graph)
+        else both_ways(given_graph(graph, items))
     )
 
 # %% ../nbs/05c_any_model.ipynb #m18
 def graph_of(
-    features: Any,  # (n_items, n_features) sparse matrix, array, tensor, or a DataFrame with items as index
+    # (n_items, n_features) sparse matrix, array, tensor, or a DataFrame with items as
+    # index
+    features: Any,
     k: int = 20,  # neighbours of each item
-) -> Any:  # (n_items, n_items) csr_matrix; for a DataFrame a table with source, target and weight
+    # (n_items, n_items) csr_matrix; for a DataFrame a table with source, target and
+    # weight
+) -> Any:
     "A graph of items by their features: the k nearest of each by cosine, made mutual."
     if isinstance(features, pd.DataFrame):
         values, ids, _ = score_table(features, "features")
         A = graph_of(values, k).tocoo()
-        return pd.DataFrame({"source": ids[A.row], "target": ids[A.col], "weight": A.data})
-    X = features if sparse.issparse(features) else as_floats("features", score_table(features, "features")[0])
+        return pd.DataFrame(
+            {"source": ids[A.row], "target": ids[A.col], "weight": A.data}
+        )
+    X = (
+        features
+        if sparse.issparse(features)
+        else as_floats("features", score_table(features, "features")[0])
+    )
     return symmetrise(cosine_knn(X if sparse.issparse(X) else sparse.csr_matrix(X), k))
 
 # %% ../nbs/05c_any_model.ipynb #m21
 def correct_and_smooth(
-    scores: Any,  # (n_users, n_items) DataFrame by ids, array or tensor: what your model says
-    labels: Any,  # what users told: a long or wide table, an array with nan, a sparse matrix
-    graph: Any,  # of the items: edges as a table, file, networkx, edge_index, scipy; see `graph_of`
+    # (n_users, n_items) DataFrame by ids, array or tensor: what your model says
+    scores: Any,
+    # what users told: a long or wide table, an array with nan, a sparse matrix
+    labels: Any,
+    # of the items: edges as a table, file, networkx, edge_index, scipy; see `graph_of`
+    graph: Any,
     settings: Refinement = CorrectAndSmooth(),
-    unit: Unit = "probability",  # what scores are: probability, logit, percent, or (low, high) of stars
-    liked: float | Literal["mean"] | None = None,  # labels that are ratings: from which on it is liked
-) -> Any:  # (n_users, n_items) float32 probabilities: a DataFrame for a DataFrame, else an array
-    "Scores of any model, corrected by each user's labels and smoothed over a graph of items."
+    # what scores are: probability, logit, percent, or (low, high) of stars
+    unit: Unit = "probability",
+    # labels that are ratings: from which on it is liked
+    liked: float | Literal["mean"] | None = None,
+    # (n_users, n_items) float32 probabilities: a DataFrame for a DataFrame, else an
+    # array
+) -> Any:
+    """Scores of any model, corrected by each user's labels and smoothed over a graph of
+    items."""
     values, users, items = score_table(scores)
     Y, ready = as_labels(labels, users, items, liked), as_operators(graph, items)
     out = np.empty(values.shape, np.float32)
@@ -246,21 +328,31 @@ def correct_and_smooth(
 
 # %% ../nbs/05c_any_model.ipynb #m25
 def refined_blocks(
-    score: Callable[[np.ndarray], Any],  # positions of some users -> their scores, (m, n_items)
-    labels: sparse.spmatrix,  # (n_users, n_items) labels from 0 to 1; what is stored is known
+    # positions of some users -> their scores, (m, n_items)
+    score: Callable[[np.ndarray], Any],
+    # (n_users, n_items) labels from 0 to 1; what is stored is known
+    labels: sparse.spmatrix,
     graph: Any,  # as for `correct_and_smooth`, with items counted from 0
     settings: Refinement = CorrectAndSmooth(),
     unit: Unit = "probability",
     megabytes: float = 16,  # for the scores of a block
-) -> Iterator[tuple[slice, np.ndarray]]:  # which users, and their scores, (m, n_items) float32
+) -> Iterator[
+    tuple[slice, np.ndarray]
+]:  # which users, and their scores, (m, n_items) float32
     "Refined scores, a block of users at a time: no more than that is ever in memory."
     if not sparse.issparse(labels):
-        raise InputError(f"labels must be a sparse matrix of users by items; got {type(labels).__name__}")
+        raise InputError(
+            "labels must be a sparse matrix of users by items; got "
+            f"{type(labels).__name__}"
+        )
     users, items = map(pd.RangeIndex, labels.shape)
     Y, ready = as_labels(labels, users, items), as_operators(graph, items)
     for at in user_blocks(len(users), len(items), megabytes):
         block = _plain(score(np.arange(at.start, at.stop)))
         if np.shape(block) != (wanted := (at.stop - at.start, len(items))):
-            raise InputError(f"score gave {np.shape(block)} for {wanted[0]} users and {wanted[1]} items")
+            raise InputError(
+                f"score gave {np.shape(block)} for {wanted[0]} users and "
+                f"{wanted[1]} items"
+            )
         Z = as_probabilities(block, unit, users[at], items)
         yield at, refine(Z.T, Y[:, at], ready, settings).T

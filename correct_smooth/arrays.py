@@ -32,21 +32,29 @@ class Sizes(dict[str, tuple[int, str]]):
         shape: tuple[int, ...],
         axes: str,  # their names, such as "n m"
     ) -> None:
-        "Learn the lengths of an argument's axes; raises `InputError` where another argument has others."
+        """Learn the lengths of an argument's axes; raises `InputError` where another
+        argument has others."""
         wanted = axes.split()
         if len(shape) != len(wanted):
-            raise InputError(f"{name} must have {len(wanted)} axes ({axes}); got shape {shape}")
+            raise InputError(
+                f"{name} must have {len(wanted)} axes ({axes}); got shape {shape}"
+            )
         for axis, length in zip(wanted, shape, strict=True):
             known, source = self.setdefault(axis, (length, name))
             if known != length:
-                lengths = ", ".join(f"{one} = {self[one][0]}" for one in dict.fromkeys(wanted) if one in self)
+                lengths = ", ".join(
+                    f"{one} = {self[one][0]}"
+                    for one in dict.fromkeys(wanted)
+                    if one in self
+                )
                 raise InputError(
-                    f"{name} is of shape {shape} and must be {axes.replace(' ', ' x ')} "
-                    f"with {lengths}, as {source} has it"
+                    f"{name} is of shape {shape} and must be "
+                    f"{axes.replace(' ', ' x ')} with {lengths}, as {source} has it"
                 )
 
 # %% ../nbs/10g_arrays.ipynb #a09
-LARGEST = 1e15  # numbers beyond this are taken for a mistake; sums of them still fit into 32 bits
+# numbers beyond this are taken for a mistake; sums of them still fit into 32 bits
+LARGEST = 1e15
 
 
 def _has_shape(name: str, values: np.ndarray, shape: tuple[int, ...] | None) -> None:
@@ -56,13 +64,17 @@ def _has_shape(name: str, values: np.ndarray, shape: tuple[int, ...] | None) -> 
 
 def _in_range(name: str, values: np.ndarray, low: float, high: float) -> None:
     "Raise `InputError` at the first of some numbers that is not in its range."
-    if (low, high) == (-np.inf, np.inf) or not values.size or low <= values.min() <= values.max() <= high:
+    if (
+        (low, high) == (-np.inf, np.inf)
+        or not values.size
+        or low <= values.min() <= values.max() <= high
+    ):
         return
     bad = ~((values >= low) & (values <= high))
     place = ", ".join(map(str, np.unravel_index(int(np.argmax(bad)), values.shape)))
     raise InputError(
-        f"{name}[{place}] is {values[bad][0]}; numbers from {low:g} to {high:g} are wanted "
-        f"({int(np.count_nonzero(bad))} of {values.size} are none)"
+        f"{name}[{place}] is {values[bad][0]}; numbers from {low:g} to {high:g} are "
+        f"wanted ({int(np.count_nonzero(bad))} of {values.size} are none)"
     )
 
 
@@ -76,9 +88,13 @@ def as_floats(
 ) -> np.ndarray:  # of that kind; the array itself, where it is that already
     "An array of numbers in a range; raises `InputError` for anything else."
     if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray):
-        raise InputError(f"{name} must be a NumPy array of numbers; got {type(values).__name__}")
+        raise InputError(
+            f"{name} must be a NumPy array of numbers; got {type(values).__name__}"
+        )
     if values.dtype.kind not in "buif":
-        raise InputError(f"{name} must be an array of numbers; its type is {values.dtype}")
+        raise InputError(
+            f"{name} must be an array of numbers; its type is {values.dtype}"
+        )
     _has_shape(name, values, shape)
     _in_range(name, values, low, high)
     return np.asarray(values).astype(kind, copy=False)
@@ -88,24 +104,37 @@ def as_positions(
     name: str,  # of the argument, for messages
     values: Any,
     below: int,  # how many places there are
-    shape: tuple[int, ...] | None = None,  # that it must have; None: any number in a row
+    # that it must have; None: any number in a row
+    shape: tuple[int, ...] | None = None,
 ) -> np.ndarray:  # int32 or int64
     "Whole numbers from 0 to `below` - 1; raises `InputError` for anything else."
     if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray):
-        raise InputError(f"{name} must be a NumPy array of positions; got {type(values).__name__}")
+        raise InputError(
+            f"{name} must be a NumPy array of positions; got {type(values).__name__}"
+        )
     if values.size and values.dtype.kind not in "iu":
-        raise InputError(f"{name} must be an array of whole numbers; its type is {values.dtype}")
+        raise InputError(
+            f"{name} must be an array of whole numbers; its type is {values.dtype}"
+        )
     _has_shape(name, values, (values.size,) if shape is None else shape)
     if values.size and not 0 <= values.min() <= values.max() < below:
         bad = values[(values < 0) | (values >= below)][0]
-        raise InputError(f"{name} holds {bad}; positions from 0 to {below - 1} are wanted")
-    return np.asarray(values).astype(np.int32 if values.dtype == np.int32 else np.int64, copy=False)
+        raise InputError(
+            f"{name} holds {bad}; positions from 0 to {below - 1} are wanted"
+        )
+    return np.asarray(values).astype(
+        np.int32 if values.dtype == np.int32 else np.int64, copy=False
+    )
 
 
 def as_marks(name: str, values: Any) -> np.ndarray:  # bool
     "An array of True and False; raises `InputError` for anything else."
     if not isinstance(values, np.ndarray) or values.dtype != np.bool_:
-        kind = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        kind = (
+            f"an array of {values.dtype}"
+            if isinstance(values, np.ndarray)
+            else type(values).__name__
+        )
         raise InputError(f"{name} must be a NumPy array of True and False; got {kind}")
     return np.asarray(values)
 
@@ -118,13 +147,24 @@ def _leads_inside(A: Any) -> bool:
     "Whether the parts of a CSR or CSC matrix lead nowhere outside of it."
     rows, columns = A.shape if A.format == "csr" else A.shape[::-1]
     starts, at, data = A.indptr, A.indices, A.data
-    if not (_whole(starts) and _whole(at) and isinstance(data, np.ndarray) and data.ndim == 1):
+    if not (
+        _whole(starts)
+        and _whole(at)
+        and isinstance(data, np.ndarray)
+        and data.ndim == 1
+    ):
         return False
-    if len(starts) != rows + 1 or starts[0] != 0 or not (starts[1:] >= starts[:-1]).all():
+    if (
+        len(starts) != rows + 1
+        or starts[0] != 0
+        or not (starts[1:] >= starts[:-1]).all()
+    ):
         return False
     stored = int(starts[-1])
     used = at[:stored]
-    return stored <= min(len(at), len(data)) and (not stored or 0 <= used.min() <= used.max() < columns)
+    return stored <= min(len(at), len(data)) and (
+        not stored or 0 <= used.min() <= used.max() < columns
+    )
 
 
 def _in_order(starts: np.ndarray, at: np.ndarray) -> bool:
@@ -136,15 +176,21 @@ def _in_order(starts: np.ndarray, at: np.ndarray) -> bool:
 
 # %% ../nbs/10g_arrays.ipynb #a17
 def _listed(name: str, A: Any, form: str) -> Any:
-    "A matrix of another format by row or column; its entries are compared with its shape on the way."
+    """A matrix of another format by row or column; its entries are compared with its
+    shape on the way."""
     try:
         listed = A.tocoo()
-        listed = sparse.coo_matrix((np.asarray(listed.data), (listed.row, listed.col)), shape=A.shape)
-        outer, inner = (listed.row, listed.col) if form == "csr" else (listed.col, listed.row)
+        listed = sparse.coo_matrix(
+            (np.asarray(listed.data), (listed.row, listed.col)), shape=A.shape
+        )
+        outer, inner = (
+            (listed.row, listed.col) if form == "csr" else (listed.col, listed.row)
+        )
         order = np.lexsort((inner, outer))
         starts = np.searchsorted(outer[order], np.arange(A.shape[form == "csc"] + 1))
         kind = sparse.csr_matrix if form == "csr" else sparse.csc_matrix
-        return kind((listed.data[order], inner[order], starts), shape=A.shape)  # nothing added up yet
+        # nothing added up yet
+        return kind((listed.data[order], inner[order], starts), shape=A.shape)
     except (ValueError, TypeError, IndexError, AttributeError, MemoryError) as error:
         raise InputError(f"{name} is no sound sparse matrix: {error}") from error
 
@@ -154,7 +200,10 @@ def _compressed(name: str, A: Any, form: str) -> Any:
     A = A if A.format in ("csr", "csc") else _listed(name, A, form)
     if not _leads_inside(A):
         rows, columns = A.shape
-        raise InputError(f"{name} is no sound sparse matrix: its parts lead outside of {rows} x {columns}")
+        raise InputError(
+            f"{name} is no sound sparse matrix: its parts lead outside of {rows} "
+            f"x {columns}"
+        )
     return A
 
 # %% ../nbs/10g_arrays.ipynb #a20
@@ -164,11 +213,18 @@ def as_sparse(
     form: str,  # csr or csc
     low: float = -LARGEST,
     high: float = LARGEST,  # both included
-    once: bool = False,  # refuse a place that is stored twice; else such values are added up
-) -> Any:  # csr_matrix or csc_matrix of float32, canonical; the matrix itself, where it is that already
-    "A sparse matrix in the one form that loops rely on; raises `InputError` for anything that cannot be."
+    # refuse a place that is stored twice; else such values are added up
+    once: bool = False,
+    # csr_matrix or csc_matrix of float32, canonical; the matrix itself, where it is
+    # that already
+) -> Any:
+    """A sparse matrix in the one form that loops rely on; raises `InputError` for
+    anything that cannot be."""
     if not sparse.issparse(A) or len(A.shape) != 2:
-        raise InputError(f"{name} must be a sparse matrix of SciPy's, of two axes; got {type(A).__name__}")
+        raise InputError(
+            f"{name} must be a sparse matrix of SciPy's, of two axes; got "
+            f"{type(A).__name__}"
+        )
     kind = sparse.csr_matrix if form == "csr" else sparse.csc_matrix
     A = _compressed(name, A, form)
     stored, given = int(A.indptr[-1]), (A.data, A.indices, A.indptr)
@@ -182,17 +238,22 @@ def as_sparse(
         np.ascontiguousarray(at, small),
         np.ascontiguousarray(A.indptr, small),
     )
-    if type(A) is not kind or any(mine is not theirs for mine, theirs in zip(parts, given, strict=True)):
-        A = (sparse.csr_matrix if A.format == "csr" else sparse.csc_matrix)(parts, shape=A.shape).asformat(
-            form
-        )
+    if type(A) is not kind or any(
+        mine is not theirs for mine, theirs in zip(parts, given, strict=True)
+    ):
+        A = (sparse.csr_matrix if A.format == "csr" else sparse.csc_matrix)(
+            parts, shape=A.shape
+        ).asformat(form)
     if _in_order(A.indptr, A.indices):
         return A
     A = A.copy()  # the one handed in stays as it is
     A.has_canonical_format = A.has_sorted_indices = False  # whatever it has been told
     A.sum_duplicates()
     if once and A.nnz < stored:
-        raise InputError(f"{name} holds the same place twice ({stored - A.nnz} such); keep one of them")
+        raise InputError(
+            f"{name} holds the same place twice ({stored - A.nnz} such); keep "
+            "one of them"
+        )
     _in_range(f"{name}.data", A.data, low, high)
     return A
 
@@ -201,12 +262,14 @@ def as_sparse(
 class Wanted:
     "What an argument must be. Inherit from it for a kind of your own."
 
-    axes: str = ""  # names of the axes, such as "n m"; axes of the same name are as long everywhere
+    # names of the axes, such as "n m"; axes of the same name are as long everywhere
+    axes: str = ""
     low: float = -LARGEST
     high: float = LARGEST
 
     def taken(self, name: str, value: Any, sizes: Sizes) -> Any:
-        "The argument as the function shall get it; raises `InputError` for what it cannot take."
+        """The argument as the function shall get it; raises `InputError` for what it
+        cannot take."""
         raise NotImplementedError
 
 
@@ -272,13 +335,16 @@ class Columns(Wanted):
 
 # %% ../nbs/10g_arrays.ipynb #a29
 class Cells(Wanted):
-    "Places asked for, whatever is stored there: a CSC matrix of any order, which is that of the answer."
+    """Places asked for, whatever is stored there: a CSC matrix of any order, which is
+    that of the answer."""
 
     def taken(self, name: str, value: Any, sizes: Sizes) -> sparse.csc_matrix:
         "The matrix."
         if not sparse.issparse(value) or value.format != "csc":
             kind = getattr(value, "format", type(value).__name__)
-            raise InputError(f"{name} must be a sparse matrix by column (csc); got {kind}")
+            raise InputError(
+                f"{name} must be a sparse matrix by column (csc); got {kind}"
+            )
         sizes.agree(name, value.shape, self.axes)
         at, starts = _compressed(name, value, "csc").indices, value.indptr
         ones = np.ones(int(starts[-1]), np.float32)
@@ -325,7 +391,10 @@ class Of(Wanted):
     def taken(self, name: str, value: Any, sizes: Sizes) -> Any:
         "The object."
         if not isinstance(value, self.kind):
-            raise InputError(f"{name} must be of the class {self.kind.__name__}; got {type(value).__name__}")
+            raise InputError(
+                f"{name} must be of the class {self.kind.__name__}; got "
+                f"{type(value).__name__}"
+            )
         if self.axes:
             sizes.agree(name, value.shape, self.axes)
         return value
@@ -338,13 +407,18 @@ _R = TypeVar("_R")
 def door(
     **wanted: Wanted,  # for each argument that is looked at, what it must be
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    "A decorator: arguments are checked, and converted where that is safe, before the function sees them."
+    """A decorator: arguments are checked, and converted where that is safe, before the
+    function sees them."""
 
     def put(function: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(function)
         asked = {name: signature.parameters[name] for name in wanted}
-        free = {  # what is not looked at: the default, and None where the annotation has it
-            name: (one.default, *([None] if NoneType in get_args(one.annotation) else []))
+        # what is not looked at: the default, and None where the annotation has it
+        free = {
+            name: (
+                one.default,
+                *([None] if NoneType in get_args(one.annotation) else []),
+            )
             for name, one in asked.items()
         }
 

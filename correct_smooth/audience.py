@@ -27,7 +27,8 @@ class AudienceConfig:
 
     axes: int = 32  # columns; 0 describes movies by content alone
     shrinkage: float = 5.0  # added to the number of ratings of a movie, and of a user
-    dropout: float = 0.2  # share of movies whose audience is withheld in an epoch of training
+    # share of movies whose audience is withheld in an epoch of training
+    dropout: float = 0.2
 
     def __post_init__(self) -> None:
         check_number("axes", self.axes, 0, 1000, whole=True)
@@ -43,9 +44,12 @@ def _as_it_is(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _scaled(pairs: Interactions, counts: np.ndarray, shrinkage: float) -> sparse.csr_matrix:
+def _scaled(
+    pairs: Interactions, counts: np.ndarray, shrinkage: float
+) -> sparse.csr_matrix:
     "W: a row for each item that has ratings, a column for each user."
-    row, n = np.cumsum(counts > 0, dtype=np.int32) - 1, np.bincount(pairs.user, minlength=len(pairs.users))
+    row = np.cumsum(counts > 0, dtype=np.int32) - 1
+    n = np.bincount(pairs.user, minlength=len(pairs.users))
     with np.errstate(divide="ignore"):  # users without ratings
         items, users = (counts + shrinkage) ** -0.5, (n + shrinkage) ** -0.5
     value, where = items[pairs.item] * users[pairs.user], (row[pairs.item], pairs.user)
@@ -53,27 +57,38 @@ def _scaled(pairs: Interactions, counts: np.ndarray, shrinkage: float) -> sparse
 
 # %% ../nbs/01a_audience.ipynb #a030
 _SMALL = 500  # items whose whole matrix of similarities is no burden
-_RESTARTS: dict[str, Any] = {"rng": 0} if "rng" in signature(eigsh).parameters else {}  # from SciPy 1.17 on
+# from SciPy 1.17 on
+_RESTARTS: dict[str, Any] = {"rng": 0} if "rng" in signature(eigsh).parameters else {}
 
 
-def _leading(W: sparse.csr_matrix, k: int, summed: Summed) -> tuple[np.ndarray, np.ndarray]:
-    "The k largest squares of singular values, falling, and left singular vectors as columns."
+def _leading(
+    W: sparse.csr_matrix, k: int, summed: Summed
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest squares of singular values, falling, and left singular vectors as
+    columns."""
     n = W.shape[0]
     if n <= max(_SMALL, 2 * k):
         values, vectors = np.linalg.eigh(summed((W @ W.T).toarray()))
     else:
-        product = LinearOperator((n, n), lambda x: summed(W @ (W.T @ x)), dtype=np.float64)
-        values, vectors = eigsh(product, k, v0=generator(0).random(n), tol=1e-10, **_RESTARTS)
+        product = LinearOperator(
+            (n, n), lambda x: summed(W @ (W.T @ x)), dtype=np.float64
+        )
+        values, vectors = eigsh(
+            product, k, v0=generator(0).random(n), tol=1e-10, **_RESTARTS
+        )
     order = np.argsort(-values)[:k]
     return values[order], vectors[:, order]
 
 # %% ../nbs/01a_audience.ipynb #a040
 def _rows(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:  # (n, at most k - 1)
-    "Singular vectors times values, without the first; signs fixed, mean square length of a row 1."
-    told = int((values > 1e-12 * values[0]).sum())  # beyond these there is rounding alone
+    """Singular vectors times values, without the first; signs fixed, mean square length
+    of a row 1."""
+    # beyond these there is rounding alone
+    told = int((values > 1e-12 * values[0]).sum())
     rows = vectors[:, 1:told] * np.sqrt(values[1:told])
     size = np.abs(rows)
-    largest = (size >= (1 - 1e-6) * size.max(axis=0)).argmax(axis=0)  # the first of those, rounding aside
+    # the first of those, rounding aside
+    largest = (size >= (1 - 1e-6) * size.max(axis=0)).argmax(axis=0)
     rows *= np.sign(rows[largest, np.arange(told - 1)])
     return rows / np.sqrt((rows**2).sum(axis=1).mean()) if told > 1 else rows
 
@@ -81,13 +96,16 @@ def _rows(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:  # (n, at most
 def audience(
     pairs: Interactions,  # training ratings
     config: AudienceConfig = AudienceConfig(),
-    summed: Summed = _as_it_is,  # where these are the ratings of some users: adds up arrays over all of them
+    # where these are the ratings of some users: adds up arrays over all of them
+    summed: Summed = _as_it_is,
 ) -> np.ndarray:  # (n_items, axes) float32; 0 for items without ratings
     "Items by who rated them."
     block = np.zeros((len(pairs.items), config.axes), np.float32)
     counts = summed(np.bincount(pairs.item, minlength=len(pairs.items)))
     if config.axes and counts.any():
-        rows = _rows(*_leading(_scaled(pairs, counts, config.shrinkage), config.axes + 1, summed))
+        rows = _rows(
+            *_leading(_scaled(pairs, counts, config.shrinkage), config.axes + 1, summed)
+        )
         block[counts > 0, : rows.shape[1]] = rows
     return block
 
@@ -99,7 +117,9 @@ def with_audience(
     "Features with the audience behind them."
     if not block.shape[1]:
         return X
-    return sparse.csr_matrix(sparse.hstack([X, sparse.csr_matrix(block)], format="csr", dtype=np.float32))
+    return sparse.csr_matrix(
+        sparse.hstack([X, sparse.csr_matrix(block)], format="csr", dtype=np.float32)
+    )
 
 # %% ../nbs/01a_audience.ipynb #a060
 def withhold_audience(
@@ -114,4 +134,6 @@ def withhold_audience(
     drawn = np.random.default_rng([seed, epoch, 1]).random(X.shape[0])
     gone = np.repeat(drawn < config.dropout, np.diff(X.indptr))
     gone &= X.indices >= X.shape[1] - config.axes
-    return sparse.csr_matrix((np.where(gone, np.float32(0), X.data), X.indices, X.indptr), X.shape)
+    return sparse.csr_matrix(
+        (np.where(gone, np.float32(0), X.data), X.indices, X.indptr), X.shape
+    )

@@ -29,10 +29,16 @@ from .tensors import load_tensors, save_tensors, sha256_of
 from .train import USER_TABLES, Callback, Training
 
 # %% ../nbs/11_checkpoint.ipynb #p1
-def state_of(training: Training) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # and numbers, for JSON
+def state_of(
+    training: Training,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # and numbers, for JSON
     "All that the next epoch depends on."
-    tensors = {f"model.{name}": weight for name, weight in training.model.state_dict().items()}
-    tensors |= {f"best.{name}": weight for name, weight in (training.best.weights or {}).items()}
+    tensors = {
+        f"model.{name}": weight for name, weight in training.model.state_dict().items()
+    }
+    tensors |= {
+        f"best.{name}": weight for name, weight in (training.best.weights or {}).items()
+    }
     for n, moments in training.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{n}.{name}": moment for name, moment in moments.items()}
     tensors["random.cpu"] = torch.random.get_rng_state()
@@ -47,21 +53,32 @@ def state_of(training: Training) -> tuple[dict[str, torch.Tensor], dict[str, Any
 # %% ../nbs/11_checkpoint.ipynb #w5
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     "Those whose name begins so, without the beginning."
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): t
+        for name, t in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
-def restore(training: Training, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
-    "Take up what `state_of` gave; without `rng` among the numbers all but the random numbers."
+def restore(
+    training: Training, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
+) -> None:
+    """Take up what `state_of` gave; without `rng` among the numbers all but the random
+    numbers."""
     device = training.config.device
     training.model.load_state_dict(_under(tensors, "model."))
-    best = {name: weight.to(device) for name, weight in _under(tensors, "best.").items()}
+    best = {
+        name: weight.to(device) for name, weight in _under(tensors, "best.").items()
+    }
     training.best.weights = best or None
     training.best.epoch, training.best.loss = numbers["best"]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, moment in _under(tensors, "adam.").items():
         n, _, kind = name.partition(".")
         moments.setdefault(int(n), {})[kind] = moment
-    training.optimizer.load_state_dict({**training.optimizer.state_dict(), "state": moments})
+    training.optimizer.load_state_dict(
+        {**training.optimizer.state_dict(), "state": moments}
+    )
     training.history = numbers["history"]
     if "rng" in numbers:
         training.rng.bit_generator.state = numbers["rng"]
@@ -78,19 +95,34 @@ def row_sum(
     added = np.zeros(1, np.uint64)
     for start in range(0, len(user), 2**20):
         part = slice(start, start + 2**20)
-        rows = pd.DataFrame({"user": user[part], **{name: column[part] for name, column in columns.items()}})
+        rows = pd.DataFrame(
+            {
+                "user": user[part],
+                **{name: column[part] for name, column in columns.items()},
+            }
+        )
         added += pd.util.hash_pandas_object(rows, index=False).to_numpy().sum()
     return int(added.view(np.int64)[0])
 
 # %% ../nbs/11_checkpoint.ipynb #w8
-def sums_of_users(training: Training, place: np.ndarray) -> list[int]:  # `place`: (n_users,) their numbers
-    "What a training knows of its users, as a sum over ratings and one over rows of each table to start from."
-    labelled = [pairs for pairs in (training.pairs, training.valid) if pairs is not None]
-    sums = [row_sum(place[p.user], item=p.item, rating=p.rating, y=p.y) for p in labelled]
+def sums_of_users(
+    training: Training, place: np.ndarray
+) -> list[int]:  # `place`: (n_users,) their numbers
+    """What a training knows of its users, as a sum over ratings and one over rows of
+    each table to start from."""
+    labelled = [
+        pairs for pairs in (training.pairs, training.valid) if pairs is not None
+    ]
+    sums = [
+        row_sum(place[p.user], item=p.item, rating=p.rating, y=p.y) for p in labelled
+    ]
     if training.start is not None:
         weights = training.start.state_dict()
         tables = [weights[name].numpy(force=True) for name in USER_TABLES]
-        sums += [row_sum(place, **{str(k): axis for k, axis in enumerate(table.T)}) for table in tables]
+        sums += [
+            row_sum(place, **{str(k): axis for k, axis in enumerate(table.T)})
+            for table in tables
+        ]
     return sums
 
 # %% ../nbs/11_checkpoint.ipynb #w11
@@ -103,12 +135,23 @@ def fingerprint(training: Training, n_users: int, sums: list[int]) -> str:
     content = training.X[:, : training.X.shape[1] - training.audience.axes]
     for name, matrix in (("X", content), ("S", training.S)):
         if matrix is not None:
-            arrays |= {f"{name}.{part}": getattr(matrix, part) for part in ("data", "indices", "indptr")}
+            arrays |= {
+                f"{name}.{part}": getattr(matrix, part)
+                for part in ("data", "indices", "indptr")
+            }
     if training.start is not None:
         weights = training.start.state_dict().items()
-        arrays |= {f"start.{k}": w.numpy(force=True) for k, w in weights if k not in USER_TABLES}
+        arrays |= {
+            f"start.{k}": w.numpy(force=True)
+            for k, w in weights
+            if k not in USER_TABLES
+        }
     versions = [CHECKPOINT_FORMAT, torch.__version__, np.__version__]
-    stages = [asdict(training.model_config), asdict(training.config), asdict(training.audience)]
+    stages = [
+        asdict(training.model_config),
+        asdict(training.config),
+        asdict(training.audience),
+    ]
     settings = [stages, training.seed, training.last]
     return sha256_of(arrays, [training.X.shape, n_users, versions, settings, sums])[:32]
 
@@ -127,25 +170,35 @@ class Checkpoint(Callback):
             self.folder = Path(folder).expanduser()
             self.folder.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"checkpoint must be a folder, and {folder} cannot be one: {error}") from error
+            raise InputError(
+                f"checkpoint must be a folder, and {folder} cannot be one: {error}"
+            ) from error
 
     def on_train_begin(self, training: Training) -> None:
         "Take up the state of this training, if it has been kept."
         everybody = np.arange(len(training.pairs.users))
-        self.name = fingerprint(training, len(everybody), sums_of_users(training, everybody))
+        self.name = fingerprint(
+            training, len(everybody), sums_of_users(training, everybody)
+        )
         self.file, self.written = self.folder / f"{self.name}.safetensors", monotonic()
         if self.file.exists():
             try:
                 with reading(self.file):
                     restore(training, *self.read(self.file))
             except InputError as error:
-                raise InputError(f"{error}. To train from the beginning, delete that file") from error
+                raise InputError(
+                    f"{error}. To train from the beginning, delete that file"
+                ) from error
 
     def on_epoch_end(self, training: Training) -> None:
         "Keep the state if it is time, or the end."
         if training.over or monotonic() - self.written >= CHECKPOINT_SECONDS:
             tensors, numbers = state_of(training)
-            save_tensors(self.file, tensors, {"training": self.name, "numbers": json.dumps(numbers)})
+            save_tensors(
+                self.file,
+                tensors,
+                {"training": self.name, "numbers": json.dumps(numbers)},
+            )
             self.written = monotonic()
 
     def read(self, file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -174,7 +227,10 @@ def left_behind(out: str | Path) -> str:
     "What is left of a run that was stopped."
     kept = checkpoint_of(out)
     if kept.is_dir() and any(_STATE.fullmatch(file.name) for file in kept.iterdir()):
-        return f"the training so far is kept in {kept}, and the same command goes on from there"
+        return (
+            f"the training so far is kept in {kept}, and the same command goes on "
+            "from there"
+        )
     return "no result was written, and nothing was kept to go on from"
 
 # %% ../nbs/11_checkpoint.ipynb #w15
@@ -187,8 +243,9 @@ def _hold(folder: Path, out: Path) -> FileLock:
         found = {file.name for file in folder.iterdir()} if folder.exists() else set()
     if found and LOCK not in found:
         raise InputError(
-            f"{folder}, where the checkpoints would go, holds something else ({min(found)}), which will be "
-            "left as it is; move it away, or name another folder for the results"
+            f"{folder}, where the checkpoints would go, holds something else "
+            f"({min(found)}), which will be left as it is; move it away, or name "
+            "another folder for the results"
         )
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
@@ -196,7 +253,8 @@ def _hold(folder: Path, out: Path) -> FileLock:
         lock.acquire()
     except Timeout:
         raise InputError(
-            f"another run is writing to {out}; wait until it has ended, or name another folder"
+            f"another run is writing to {out}; wait until it has ended, or name "
+            "another folder"
         ) from None
     return lock
 
@@ -216,7 +274,8 @@ def _clear(folder: Path) -> None:
 def checkpoints_beside(
     out: Path,  # folder for the results
 ) -> Iterator[Path]:
-    "The folder for a run's checkpoints; it stays if the run fails and left some to go on from."
+    """The folder for a run's checkpoints; it stays if the run fails and left some to go
+    on from."""
     folder, done = checkpoint_of(out), False
     missing = [above for above in folder.parents if not above.exists()]
     lock = _hold(folder, out)
@@ -225,7 +284,9 @@ def checkpoints_beside(
         done = True
     finally:
         with suppress(OSError):
-            if done or not any(_STATE.fullmatch(file.name) for file in folder.iterdir()):
+            if done or not any(
+                _STATE.fullmatch(file.name) for file in folder.iterdir()
+            ):
                 _clear(folder)
         lock.release()
         with suppress(OSError):

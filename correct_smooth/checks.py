@@ -26,13 +26,19 @@ import pyarrow as pa
 
 # %% ../nbs/10_checks.ipynb #c005
 def printable(value: Any) -> str:
-    "Text in one line, without anything that could move a cursor, ring a bell or turn letters around."
+    """Text in one line, without anything that could move a cursor, ring a bell or turn
+    letters around."""
     text = str(value)
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(letter if letter.isprintable() else " " for letter in text)
+    )
 
 # %% ../nbs/10_checks.ipynb #c007
 def as_text(value: Any) -> str:
-    "Text that can be written as UTF-8; half a character, as cut-off text may hold, becomes a question mark."
+    """Text that can be written as UTF-8; half a character, as cut-off text may hold,
+    becomes a question mark."""
     return str(value).encode("utf-8", "replace").decode()
 
 # %% ../nbs/10_checks.ipynb #c008
@@ -41,7 +47,9 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         whole = len(message) <= 2_000  # a quoted cell, or path, can be very long
-        super().__init__(printable(message if whole else f"{message[:1_000]} ... {message[-1_000:]}"))
+        super().__init__(
+            printable(message if whole else f"{message[:1_000]} ... {message[-1_000:]}")
+        )
 
 # %% ../nbs/10_checks.ipynb #c010
 def check_number(
@@ -51,12 +59,19 @@ def check_number(
     high: float = 1e9,
     whole: bool = False,  # only whole numbers will do
 ) -> None:
-    "Raise `InputError` unless a setting is a number from `low` to `high`, both included."
-    kinds: tuple[type, ...] = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    number: Any = value if isinstance(value, kinds) and not isinstance(value, bool) else np.nan
+    """Raise `InputError` unless a setting is a number from `low` to `high`, both
+    included."""
+    kinds: tuple[type, ...] = (
+        (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    )
+    number: Any = (
+        value if isinstance(value, kinds) and not isinstance(value, bool) else np.nan
+    )
     if not low <= number <= high:
         kind = "whole number" if whole else "number"
-        raise InputError(f"{name} must be a {kind} from {low:g} to {high:g}, got {value!r}"[:300])
+        raise InputError(
+            f"{name} must be a {kind} from {low:g} to {high:g}, got {value!r}"[:300]
+        )
 
 # %% ../nbs/10_checks.ipynb #rb_choice
 def check_choice(
@@ -64,22 +79,27 @@ def check_choice(
     value: Any,
     allowed: tuple[Any, ...],
 ) -> None:
-    "Raise `InputError` unless a setting is one of the allowed values, and of their type."
+    """Raise `InputError` unless a setting is one of the allowed values, and of their
+    type."""
     if not any(type(value) is type(one) and value == one for one in allowed):
-        raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}"[:300])
+        raise InputError(
+            f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}"[:300]
+        )
 
 # %% ../nbs/10_checks.ipynb #c013
 def generator(
     seed: int,
     before: int = 0,  # numbers of 64 bits to pass over
 ) -> np.random.Generator:
-    "Random numbers from a seed, as `default_rng` has them; without a usable seed, `InputError`."
+    """Random numbers from a seed, as `default_rng` has them; without a usable seed,
+    `InputError`."""
     check_number("seed", seed, 0, 2**63, whole=True)
     return np.random.Generator(np.random.PCG64(seed).advance(int(before)))
 
 # %% ../nbs/10_checks.ipynb #c016
 UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, ArithmeticError, SyntaxError,
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, ArithmeticError,
+    SyntaxError,
     zipfile.BadZipFile, zlib.error, pa.ArrowException,
 )  # fmt: skip
 
@@ -96,22 +116,29 @@ def reading(
     except FileNotFoundError as error:
         raise InputError(f"there is no file {where}") from error
     except MemoryError as error:
-        raise InputError(f"{where} does not fit into memory; use a part of it") from error
+        raise InputError(
+            f"{where} does not fit into memory; use a part of it"
+        ) from error
     except UNREADABLE as error:
         what = (str(error) or type(error).__name__).splitlines()[0][:200]
-        other = "it is in another encoding, such as Windows-1252 or UTF-16; save it as UTF-8"
+        other = (
+            "it is in another encoding, such as Windows-1252 or UTF-16; save it "
+            "as UTF-8"
+        )
         hint = f"; {other}" if isinstance(error, UnicodeError) else ""
         raise InputError(f"{where} cannot be read: {what}{hint}") from error
 
 # %% ../nbs/10_checks.ipynb #c019
 def machine_memory() -> float:
-    "Bytes of memory that this machine has, or this container may use; infinite where nothing tells."
+    """Bytes of memory that this machine has, or this container may use; infinite where
+    nothing tells."""
     limits = [math.inf]
     with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     with suppress(OSError, ValueError):  # no container, or one without a limit
         limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limit for limit in limits if limit > 0)  # -1 is what sysconf says of what it does not know
+    # -1 is what sysconf says of what it does not know
+    return min(limit for limit in limits if limit > 0)
 
 # %% ../nbs/10_checks.ipynb #c021
 _LARGE = 2**27  # bytes that any machine can spare
@@ -124,15 +151,17 @@ def check_size(
     held: int,  # bytes that it takes as it is
     whole: bool = True,  # whether all of it will be in memory at once
 ) -> None:
-    "Raise `InputError` if so much must not be unpacked from so little, or does not fit into memory."
+    """Raise `InputError` if so much must not be unpacked from so little, or does not
+    fit into memory."""
     if declared > max(_LARGE, _PLAUSIBLE * held):
         raise InputError(
-            f"{where} would unpack from {held:,} bytes to {declared:,}, as no table of ratings does; "
-            "if it is what you mean, give it as plain CSV"
+            f"{where} would unpack from {held:,} bytes to {declared:,}, as no table of "
+            "ratings does; if it is what you mean, give it as plain CSV"
         )
     if whole and declared > (memory := machine_memory()):
         raise InputError(
-            f"{where} unpacks to {declared:,} bytes, and there are {memory:,.0f} of memory; use a part of it"
+            f"{where} unpacks to {declared:,} bytes, and there are {memory:,.0f} "
+            "of memory; use a part of it"
         )
 
 # %% ../nbs/10_checks.ipynb #c024
@@ -147,7 +176,11 @@ def _spelled_out(texts: pa.Array) -> int:
         return _spelled_out(texts.keys) + _spelled_out(texts.items)
     if pa.types.is_struct(texts.type):
         return sum(map(_spelled_out, texts.flatten()))
-    return _spelled_out(texts.flatten()) if pa.types.is_nested(texts.type) else texts.nbytes
+    return (
+        _spelled_out(texts.flatten())
+        if pa.types.is_nested(texts.type)
+        else texts.nbytes
+    )
 
 
 def _text_bytes(source: str | Path | IO[bytes], columns: list[str]) -> int:
@@ -156,7 +189,12 @@ def _text_bytes(source: str | Path | IO[bytes], columns: list[str]) -> int:
 
     with pq.ParquetFile(source, read_dictionary=columns) as file:
         groups = (file.read_row_group(k, columns) for k in range(file.num_row_groups))
-        return sum(_spelled_out(part) for group in groups for texts in group.columns for part in texts.chunks)
+        return sum(
+            _spelled_out(part)
+            for group in groups
+            for texts in group.columns
+            for part in texts.chunks
+        )
 
 # %% ../nbs/10_checks.ipynb #rb_parquet
 def check_parquet(
@@ -164,24 +202,41 @@ def check_parquet(
     where: str | Path = "",  # for the message; empty: the source
     whole: bool = True,  # whether all of it will be in memory at once
 ) -> None:
-    "Raise `InputError` if a Parquet file declares more than its size makes plausible, or memory holds."
+    """Raise `InputError` if a Parquet file declares more than its size makes plausible,
+    or memory holds."""
     import pyarrow.parquet as pq
 
-    held = len(source.getbuffer()) if isinstance(source, io.BytesIO) else os.path.getsize(str(source))
+    held = (
+        len(source.getbuffer())
+        if isinstance(source, io.BytesIO)
+        else os.path.getsize(str(source))
+    )
     declared, texts, repeated = 0, list[str](), 0
     with pq.ParquetFile(source) as file:
         about, groups = file.metadata, range(file.num_row_groups)
         for c in range(about.num_columns):
-            column, chunks = about.schema.column(c), [about.row_group(k).column(c) for k in groups]
+            column = about.schema.column(c)
+            chunks = [about.row_group(k).column(c) for k in groups]
             values = max(about.num_rows, sum(chunk.num_values for chunk in chunks))
-            width = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4}.get(column.physical_type, max(8, column.length))
-            declared += max(width * values, sum(chunk.total_uncompressed_size for chunk in chunks))
-            if column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL":
+            width = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4}.get(
+                column.physical_type, max(8, column.length)
+            )
+            declared += max(
+                width * values, sum(chunk.total_uncompressed_size for chunk in chunks)
+            )
+            if (
+                column.physical_type == "BYTE_ARRAY"
+                and column.logical_type.type != "DECIMAL"
+            ):
                 texts.append(column.path)
-                repeated += sum(chunk.num_values * chunk.total_uncompressed_size for chunk in chunks)
+                repeated += sum(
+                    chunk.num_values * chunk.total_uncompressed_size for chunk in chunks
+                )
     check_size(where or str(source), declared, held, whole)
     if repeated > _LARGE:
-        check_size(where or str(source), declared + _text_bytes(source, texts), held, whole)
+        check_size(
+            where or str(source), declared + _text_bytes(source, texts), held, whole
+        )
 
 # %% ../nbs/10_checks.ipynb #c027
 _ARRAY_HEADERS = {
@@ -193,16 +248,22 @@ _ARRAY_HEADERS = {
 def check_arrays(
     path: str | Path,  # of a .npz file
 ) -> None:
-    "Raise `InputError` if an .npz file, or an array in it, declares more than it can hold."
+    """Raise `InputError` if an .npz file, or an array in it, declares more than it can
+    hold."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        packed = min(sum(member.compress_size for member in members), os.path.getsize(path))
+        packed = min(
+            sum(member.compress_size for member in members), os.path.getsize(path)
+        )
         check_size(path, sum(member.file_size for member in members), packed)
         for member in members:
             with archive.open(member) as file:
                 shape, _, kind = _ARRAY_HEADERS[np.lib.format.read_magic(file)](file)
             if math.prod(map(abs, shape)) * kind.itemsize > member.file_size:
-                raise InputError(f"{path}: the array {member.filename} declares more than it holds: {shape}")
+                raise InputError(
+                    f"{path}: the array {member.filename} declares more than it "
+                    f"holds: {shape}"
+                )
 
 # %% ../nbs/10_checks.ipynb #c029
 _pools = {
@@ -222,11 +283,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _on_threads(function: Callable[..., Any], shared: Any, **options: Any) -> Callable[..., Any]:
+def _on_threads(
+    function: Callable[..., Any], shared: Any, **options: Any
+) -> Callable[..., Any]:
     "A loop that runs on several threads, but where a fork has lost them."
     from numba import njit
 
-    alone = njit(**{**options, "parallel": False})(function)  # compiled when it is first needed, if ever
+    # compiled when it is first needed, if ever
+    alone = njit(**{**options, "parallel": False})(function)
 
     @wraps(function)
     def run(*args: Any) -> Any:
@@ -250,6 +314,10 @@ def compiled(
             found = njit(cache=cache, **options)(function)
         except RuntimeError:  # numba finds no folder to write to
             found = njit(**options)(function)
-        return _on_threads(function, found, **options) if options.get("parallel") else found
+        return (
+            _on_threads(function, found, **options)
+            if options.get("parallel")
+            else found
+        )
 
     return compile_it

@@ -33,7 +33,13 @@ SPARE_COLUMNS = {"base": 50, "year": 40}  # left out on a terminal of fewer colu
 
 def _cell(value: Any) -> str:
     "Numbers to three places, missing values as nothing."
-    return "" if pd.isna(value) else f"{value:.3f}" if isinstance(value, float) else printable(value)
+    return (
+        ""
+        if pd.isna(value)
+        else f"{value:.3f}"
+        if isinstance(value, float)
+        else printable(value)
+    )
 
 
 def table(
@@ -49,10 +55,18 @@ def table(
     grid = Table(box=None, pad_edge=False, header_style="")
     for name in shown:
         text = name in TEXT_COLUMNS
-        grid.add_column(Text(name, no_wrap=True), justify="left" if text else "right", no_wrap=not text)
+        grid.add_column(
+            Text(name, no_wrap=True),
+            justify="left" if text else "right",
+            no_wrap=not text,
+        )
     for row in rows[shown].astype(object).to_numpy():
-        grid.add_row(*(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row))
-    paper = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+        grid.add_row(
+            *(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row)
+        )
+    paper = Console(
+        file=io.StringIO(), width=width, color_system=None, legacy_windows=False
+    )
     with paper.capture() as drawn:
         paper.print(grid)
     return "\n".join(line.rstrip() for line in drawn.get().splitlines())
@@ -79,7 +93,11 @@ def open_model(
     path = Path(folder).expanduser()
     with reading(path):
         inner = path / "model"
-        found = inner if (inner / "model.json").is_file() and not (path / "model.json").exists() else path
+        found = (
+            inner
+            if (inner / "model.json").is_file() and not (path / "model.json").exists()
+            else path
+        )
     return CorrectSmoothRecommender.load(found).set_params(progress=False)
 
 # %% ../nbs/12c_commands.ipynb #c020
@@ -88,16 +106,20 @@ def parse_users(
     known: pd.Index,
 ) -> list[int | str]:
     "Users as typed; raises `InputError` for what cannot be an id of this model."
-    parts = [text] if text in known else [part for part in text.split(",") if part.strip()]
+    parts = (
+        [text] if text in known else [part for part in text.split(",") if part.strip()]
+    )
     ids = {part: known_kind(part, known) for part in parts}
     for given, found in ids.items():
         if found is None:
             raise InputError(
-                f"user '{printable(given)[:60]}' cannot be: the users of this model are whole numbers, "
-                f"such as {known[0]}"
+                f"user '{printable(given)[:60]}' cannot be: the users of this model "
+                f"are whole numbers, such as {known[0]}"
             )
     if not ids:
-        raise InputError("--user names nobody; write an id, or several with commas between them")
+        raise InputError(
+            "--user names nobody; write an id, or several with commas between them"
+        )
     return [user for user in dict.fromkeys(ids.values()) if user is not None]
 
 # %% ../nbs/12c_commands.ipynb #c023
@@ -120,12 +142,17 @@ def top_list(
     user: int | str,
     n: int,
     **how: Any,  # `by` and `novelty`, as for `recommend`
-) -> pd.DataFrame:  # item_id, rank, title, perhaps year, score, and what it is made of: watch, refined
+) -> (
+    pd.DataFrame
+):  # item_id, rank, title, perhaps year, score, and what it is made of: watch, refined
     "The best items for one user."
     top = model.recommend([user], n, **how)
     titles = movie_columns(model.data_.movies, top["item_id"])
-    scores = top[["score", "watch", "refined"]].dropna(axis=1, how="all")  # a model may lack watch scores
-    return pd.DataFrame({"item_id": top["item_id"], "rank": top["rank"], **titles, **scores})
+    # a model may lack watch scores
+    scores = top[["score", "watch", "refined"]].dropna(axis=1, how="all")
+    return pd.DataFrame(
+        {"item_id": top["item_id"], "rank": top["rank"], **titles, **scores}
+    )
 
 # %% ../nbs/12c_commands.ipynb #c026
 def moved_most(
@@ -136,8 +163,12 @@ def moved_most(
 ) -> str:
     "The user's rating that moved an item's score most; empty if none did."
     why = model.explain(user, item)
-    of = "watch" if by not in ("like", 1) and (why["of"] == "watch").any() else "refined"
-    why = why[(why["of"] == of) & why["part"].isin(["watched", "neighbour", "own label"])]
+    of = (
+        "watch" if by not in ("like", 1) and (why["of"] == "watch").any() else "refined"
+    )
+    why = why[
+        (why["of"] == of) & why["part"].isin(["watched", "neighbour", "own label"])
+    ]
     if not len(why):
         return ""
     most = why.iloc[0]
@@ -162,9 +193,13 @@ def heading(model: Any, user: int | str) -> str:
 def unknown_users(model: Any, users: list[int | str]) -> InputError:
     "What to say of users the model does not know."
     names = ", ".join(printable(user) for user in users[:PEOPLE])
-    who = f"user {names} is" if len(users) == 1 else f"{len(users):,} users ({names}) are"
+    who = (
+        f"user {names} is" if len(users) == 1 else f"{len(users):,} users ({names}) are"
+    )
     known = f"whose users are such as {printable(model.users_[0])}"
-    return InputError(f"{who} unknown to this model, {known}; cs_fold_in takes people in")
+    return InputError(
+        f"{who} unknown to this model, {known}; cs_fold_in takes people in"
+    )
 
 # %% ../nbs/12c_commands.ipynb #v9
 def list_text(
@@ -181,7 +216,11 @@ def list_text(
         return f"{heading(model, user)}: there is nothing they have not rated"
     if why:
         place = list(top).index("title") + 1
-        top.insert(place, "moved most by", [moved_most(model, user, item, by) for item in top["item_id"]])
+        top.insert(
+            place,
+            "moved most by",
+            [moved_most(model, user, item, by) for item in top["item_id"]],
+        )
     left_out = ["item_id", *([] if terminal_width() >= 60 else ["watch", "refined"])]
     shown = top.drop(columns=left_out, errors="ignore")
     return f"{heading(model, user)}\n\n{table(shown, terminal_width())}"
@@ -192,9 +231,13 @@ def cs_recommend(
     model: str = "",  # folder of a saved model, such as cs_results/model
     user: str = "",  # id of a user, or of several, as in 7,15
     n: int = 10,  # items for each of them
-    why: bool = False,  # tell which of the user's ratings moved each score most, and by how much
-    by: str = "both",  # order by what they will watch and like; or watch, or like; or 0 (watch) to 1 (like)
-    novelty: str = "",  # how much popular items are held back, 0 to 1; default: as set when fitting
+    # tell which of the user's ratings moved each score most, and by how much
+    why: bool = False,
+    # order by what they will watch and like; or watch, or like; or 0 (watch) to 1
+    # (like)
+    by: str = "both",
+    # how much popular items are held back, 0 to 1; default: as set when fitting
+    novelty: str = "",
 ) -> None:
     "The best items for a user. Example: cs_recommend --model cs_results/model --user 7"
     needed(model=model, user=user)
@@ -203,7 +246,11 @@ def cs_recommend(
     order, held_back = number_or_text(by), number_or_text(novelty) if novelty else None
     known = [one for one in users if one in recommender.users_]
     if known:
-        say("\n\n".join(list_text(recommender, one, n, why, order, held_back) for one in known))
+        say(
+            "\n\n".join(
+                list_text(recommender, one, n, why, order, held_back) for one in known
+            )
+        )
     if strangers := [one for one in users if one not in recommender.users_]:
         raise unknown_users(recommender, strangers)
 
@@ -214,12 +261,16 @@ def ask(
     read: Callable[[], str] = input,
 ) -> int | str | None:
     "The id of the movie that is picked from a numbered list; None if none is."
-    shown = [f"{k:4}  {movie_name(movie.title, movie.year)}" for k, movie in enumerate(found.itertuples(), 1)]
+    shown = [
+        f"{k:4}  {movie_name(movie.title, movie.year)}"
+        for k, movie in enumerate(found.itertuples(), 1)
+    ]
     say("\n".join([f"which one is '{printable(title)}'?", *shown]))
     options = {str(k): item for k, item in enumerate(found["item_id"].tolist(), 1)}
     answer = " "
     while answer:
-        say(f"1 to {len(found)}, or Enter for none: ", end="")  # input(prompt) may use the stream of errors
+        # input(prompt) may use the stream of errors
+        say(f"1 to {len(found)}, or Enter for none: ", end="")
         if (answer := read().strip()) in options:
             return options[answer]
     return None
@@ -229,12 +280,19 @@ def pick_movie(
     movies: pd.DataFrame,
     title: str,
 ) -> int | str:
-    "The one movie that is meant; on a terminal, a title that is not clear is asked about."
+    """The one movie that is meant; on a terminal, a title that is not clear is asked
+    about."""
     try:
         return movie_id(movies, title)
     except InputError:
         found = find_movies(movies, title)
-        if not (len(found) and sys.stdin and sys.stdin.isatty() and sys.stdout and sys.stdout.isatty()):
+        if not (
+            len(found)
+            and sys.stdin
+            and sys.stdin.isatty()
+            and sys.stdout
+            and sys.stdout.isatty()
+        ):
             raise
         try:
             picked = ask(title, found)
@@ -251,9 +309,11 @@ def cs_similar(
     model: str = "",  # folder of a saved model, such as cs_results/model
     title: str = "",  # of an item, as a person writes it, or # and an id
     n: int = 10,  # items to show
-    by: str = "graph",  # graph: like content and audience; embedding: recommended to the same people
+    # graph: like content and audience; embedding: recommended to the same people
+    by: str = "graph",
 ) -> None:
-    "The items most like one. Example: cs_similar --model cs_results/model --title 'Toy Story'"
+    """The items most like one. Example: cs_similar --model cs_results/model --title
+    'Toy Story'"""
     needed(model=model, title=title)
     recommender = open_model(model)
     movies = recommender.data_.movies
@@ -262,7 +322,10 @@ def cs_similar(
     about = pd.DataFrame(movie_columns(movies, [item])).iloc[0]
     name = movie_name(about["title"], about.get("year"))
     if not len(alike):
-        say(f"{name} has no neighbours in the graph; --by embedding compares it with everything")
+        say(
+            f"{name} has no neighbours in the graph; --by embedding compares it "
+            "with everything"
+        )
         return
     rows = {"rank": range(1, len(alike) + 1), **movie_columns(movies, alike["item_id"])}
     rows["similarity"] = alike["similarity"]
@@ -281,7 +344,10 @@ def folded_text(
     new, again = given.index[~old].tolist(), given[old]
     blocks = []
     if len(again):
-        names = [f"{printable(user)} ({counted(k, 'rating')})" for user, k in again[:PEOPLE].items()]
+        names = [
+            f"{printable(user)} ({counted(k, 'rating')})"
+            for user, k in again[:PEOPLE].items()
+        ]
         more = f" and {len(again) - PEOPLE:,} more" if len(again) > PEOPLE else ""
         blocks.append(f"known before: user {', '.join(names)}{more}")
     blocks += ["new: " + list_text(model, user, n) for user in new[:PEOPLE]]
@@ -293,12 +359,16 @@ def folded_text(
 @command
 def cs_fold_in(
     model: str = "",  # folder of a saved model, such as cs_results/model
-    ratings: str = "",  # a table with title or item_id, and rating; or what Letterboxd or IMDb exports
+    # a table with title or item_id, and rating; or what Letterboxd or IMDb exports
+    ratings: str = "",
     as_rated: bool = False,  # keep the ratings of an export on the scale that they have
-    out: str = "",  # folder for the model with them, which may be that of --model; else nothing is written
+    # folder for the model with them, which may be that of --model; else nothing is
+    # written
+    out: str = "",
     n: int = 10,  # items for each newcomer
 ) -> None:
-    "Take in ratings without training. Example: cs_fold_in --model cs_results/model --ratings my.csv"
+    """Take in ratings without training. Example: cs_fold_in --model cs_results/model
+    --ratings my.csv"""
     needed(model=model, ratings=ratings)
     if out:
         check_target(out, "model")
@@ -319,10 +389,12 @@ def cs_fold_in(
 # %% ../nbs/12c_commands.ipynb #c070
 @command
 def cs_partition(
-    data: str = "",  # demo, synthetic, a folder or a zip; default: $CORRECT_SMOOTH_DATA, else demo
+    # demo, synthetic, a folder or a zip; default: $CORRECT_SMOOTH_DATA, else demo
+    data: str = "",
     out: str = "",  # folder for the tables
 ) -> None:
-    "Write ratings so that ranks can read their own. Example: cs_partition --data ml-32m.zip --out parted"
+    """Write ratings so that ranks can read their own. Example: cs_partition --data
+    ml-32m.zip --out parted"""
     from correct_smooth.partition import partition
 
     needed(out=out)
@@ -330,6 +402,7 @@ def cs_partition(
     left_out = "".join(f"\n  {printable(o)}" for o in remarks(told["dropped"]))
     at = printable(out)
     say(
-        f"{told['users']:,} users, {told['items']:,} items, {told['ratings']:,} ratings written to "
-        f"{at}/{left_out}\n\ntorchrun --nproc-per-node 2 -m correct_smooth.experiment --data {at}"
+        f"{told['users']:,} users, {told['items']:,} items, {told['ratings']:,} "
+        f"ratings written to {at}/{left_out}\n\ntorchrun --nproc-per-node 2 -m "
+        f"correct_smooth.experiment --data {at}"
     )

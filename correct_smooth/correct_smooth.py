@@ -20,8 +20,24 @@ import numpy as np
 from numba import prange
 from scipy import sparse
 
-from .arrays import Cells, Columns, Count, Floats, FloatsOrColumns, Number, NumberOrFloats, Of
-from .arrays import Rows, Sizes, as_floats, as_positions, door, take_fields
+from correct_smooth.arrays import (
+    Cells,
+    Columns,
+    Count,
+    Floats,
+    FloatsOrColumns,
+    Number,
+    NumberOrFloats,
+    Of,
+)
+from correct_smooth.arrays import (
+    Rows,
+    Sizes,
+    as_floats,
+    as_positions,
+    door,
+    take_fields,
+)
 from .checks import InputError, check_choice, check_number, compiled
 from .graph import NORMALISATIONS, Normalisation, normalise
 from .model import Embeddings
@@ -33,19 +49,31 @@ def label_matrix(
     y: np.ndarray,  # (n,) labels, or targets between 0 and 1
     shape: tuple[int, int],  # (n_items, n_users)
 ) -> sparse.csc_matrix:  # Y, stored zeros are labels too
-    "Labels as a sparse matrix with users as columns; raises `InputError` for a cell that is given twice."
+    """Labels as a sparse matrix with users as columns; raises `InputError` for a cell
+    that is given twice."""
     y = as_floats("y", y, shape=(np.size(y),))
-    user, item = as_positions("user", user, shape[1], y.shape), as_positions("item", item, shape[0], y.shape)
+    user, item = (
+        as_positions("user", user, shape[1], y.shape),
+        as_positions("item", item, shape[0], y.shape),
+    )
     Y = sparse.csc_matrix((y, (item, user)), shape=shape)
     if Y.nnz < len(y):
-        raise InputError(f"{len(y) - Y.nnz} labels are for a user and item that have one already; keep one")
+        raise InputError(
+            f"{len(y) - Y.nnz} labels are for a user and item that have one "
+            "already; keep one"
+        )
     return Y
 
 # %% ../nbs/05_correct_smooth.ipynb #ra03
-def cells(E: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:  # rows and columns, (nnz,) each
+def cells(
+    E: sparse.csc_matrix,
+) -> tuple[np.ndarray, np.ndarray]:  # rows and columns, (nnz,) each
     "Where a sparse matrix stores something, in the order of its data."
     if getattr(E, "format", "") != "csc":
-        raise InputError(f"E must be a sparse matrix by column (csc); got {getattr(E, 'format', type(E))}")
+        raise InputError(
+            "E must be a sparse matrix by column (csc); got "
+            f"{getattr(E, 'format', type(E))}"
+        )
     return E.indices, np.repeat(np.arange(E.shape[1]), np.diff(E.indptr))
 
 # %% ../nbs/05_correct_smooth.ipynb #ra06
@@ -74,7 +102,12 @@ def correct(
     return out
 
 # %% ../nbs/05_correct_smooth.ipynb #c013
-@door(Z=Floats("n m"), S=Rows("n n", low=0), beta=Number(low=0, high=1), T=Count(low=0, high=1000))
+@door(
+    Z=Floats("n m"),
+    S=Rows("n n", low=0),
+    beta=Number(low=0, high=1),
+    T=Count(low=0, high=1000),
+)
 def smooth(
     Z: np.ndarray,  # (n_items, m)
     S: sparse.csr_matrix,  # (n_items, n_items) normalised graph
@@ -85,14 +118,18 @@ def smooth(
     for _ in range(T):
         Z = np.float32(1 - beta) * Z + np.float32(beta) * (S @ Z)
     if not np.isfinite(Z.max(initial=0)):
-        raise InputError("scores grow beyond all bounds: S must be normalised, such as by `normalise`")
+        raise InputError(
+            "scores grow beyond all bounds: S must be normalised, such as by "
+            "`normalise`"
+        )
     return Z
 
 # %% ../nbs/05_correct_smooth.ipynb #c037
 @compiled(parallel=True)
 def _average_residuals(
     starts: np.ndarray, item: np.ndarray, e: np.ndarray,  # E by user
-    column_starts: np.ndarray, row: np.ndarray, weight: np.ndarray,  # similarities by labelled item
+    # similarities by labelled item
+    column_starts: np.ndarray, row: np.ndarray, weight: np.ndarray,
     shrinkage: np.float32,
 ) -> np.ndarray:  # (m, n_items)  # fmt: skip
     n_users, n_items = len(starts) - 1, len(column_starts) - 1
@@ -112,7 +149,8 @@ def _average_residuals(
 @door(E=Columns("n m"), weights=Columns("n n", low=0), shrinkage=Number(low=0))
 def neighbour_residual(
     E: sparse.csc_matrix,  # (n_items, m) residual
-    weights: sparse.csc_matrix,  # (n_items, n_items) similarities, such as A + I; a row's neighbours
+    # (n_items, n_items) similarities, such as A + I; a row's neighbours
+    weights: sparse.csc_matrix,
     shrinkage: float,  # lambda, in units of similarity
 ) -> np.ndarray:  # (n_items, m) float32, 0 where no neighbour is labelled
     "Residual averaged over labelled neighbours, shrunk towards 0."
@@ -127,16 +165,23 @@ def trust(
     half_trust: float = 0.0,  # nu, labels at which half of alpha is reached
 ) -> np.ndarray:  # (m,)
     "How far to follow each user's labels."
-    return np.float32(alpha) * n_labels / np.maximum(n_labels + np.float32(half_trust), 1e-9)
+    return (
+        np.float32(alpha)
+        * n_labels
+        / np.maximum(n_labels + np.float32(half_trust), 1e-9)
+    )
 
 # %% ../nbs/05_correct_smooth.ipynb #ra11
 @dataclass(frozen=True, eq=False)
 class Operators:
-    "A graph in the forms that correcting and smoothing need, each made when it is first read."
+    """A graph in the forms that correcting and smoothing need, each made when it is
+    first read."""
 
     A: sparse.csr_matrix  # (n_items, n_items) similarities
     shape: tuple[int, int] = field(init=False, repr=False)
-    _normalised: dict[str, sparse.csr_matrix] = field(default_factory=dict, init=False, repr=False)
+    _normalised: dict[str, sparse.csr_matrix] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         take_fields(self, A=Rows("n n", low=0))
@@ -145,7 +190,9 @@ class Operators:
     @cached_property
     def with_self(self) -> sparse.csr_matrix:
         "A + I: each item is its own neighbour, at similarity 1."
-        return sparse.csr_matrix(self.A + sparse.identity(self.A.shape[0], np.float32, format="csr"))
+        return sparse.csr_matrix(
+            self.A + sparse.identity(self.A.shape[0], np.float32, format="csr")
+        )
 
     @cached_property
     def with_self_by_column(self) -> sparse.csc_matrix:
@@ -165,9 +212,11 @@ class Operators:
 
 # %% ../nbs/05_correct_smooth.ipynb #ra14
 class Refinement:
-    "A correction, trusted in part, then smoothing. Inherit from it for a rule of your own."
+    """A correction, trusted in part, then smoothing. Inherit from it for a rule of your
+    own."""
 
-    alpha: float  # trust in the correction of a user with many labels; above 1 makes it larger
+    # trust in the correction of a user with many labels; above 1 makes it larger
+    alpha: float
     half_trust: float  # nu, labels at which a user's trust is half of alpha
     beta: float  # share taken from the neighbours in a smoothing step
     T: int  # smoothing steps
@@ -186,24 +235,34 @@ class Refinement:
         return self.T <= 1
 
     def neighbourhood(self, graph: Operators) -> tuple[sparse.csr_matrix, float]:
-        "Weights of the items whose residuals are averaged, and the shrinkage of that average."
+        """Weights of the items whose residuals are averaged, and the shrinkage of that
+        average."""
         raise NotImplementedError(f"{type(self).__name__} names no neighbourhood")
 
-    def correction(self, E: sparse.csc_matrix, graph: Operators) -> sparse.csc_matrix | np.ndarray:
+    def correction(
+        self, E: sparse.csc_matrix, graph: Operators
+    ) -> sparse.csc_matrix | np.ndarray:
         "What is to be added to the scores, (n_items, m), before trust."
         return neighbour_residual(E, *self.neighbourhood(graph))
 
-    def arrivals(self, s: sparse.csr_matrix, labelled: np.ndarray, graph: Operators) -> np.ndarray:
-        "How much of each labelled item's residual arrives in items weighted by s, (1, n_items)."
+    def arrivals(
+        self, s: sparse.csr_matrix, labelled: np.ndarray, graph: Operators
+    ) -> np.ndarray:
+        """How much of each labelled item's residual arrives in items weighted by s, (1,
+        n_items)."""
         weights, shrinkage = self.neighbourhood(graph)
         weights = weights[s.indices][:, labelled]
         total = np.asarray(weights.sum(axis=1)).ravel() + shrinkage
         return (s.data / np.maximum(total, 1e-9)) @ weights
 
     @door(Z=Floats("n m"), graph=Of("n n", kind=Operators))
-    def smoothed(self, Z: np.ndarray, Y: sparse.csc_matrix, graph: Operators) -> np.ndarray:
+    def smoothed(
+        self, Z: np.ndarray, Y: sparse.csc_matrix, graph: Operators
+    ) -> np.ndarray:
         "Corrected scores after all smoothing steps."
-        return unwrap(smooth)(Z, graph.normalised(self.normalisation), self.beta, self.T)
+        return unwrap(smooth)(
+            Z, graph.normalised(self.normalisation), self.beta, self.T
+        )
 
 # %% ../nbs/05_correct_smooth.ipynb #c045
 Rule = Literal["neighbours", "own"]
@@ -212,12 +271,15 @@ RULES = get_args(Rule)
 
 @dataclass(frozen=True)
 class CorrectAndSmooth(Refinement):
-    "Scores corrected by the residuals of labelled neighbours, or of the item alone; then smoothed."
+    """Scores corrected by the residuals of labelled neighbours, or of the item alone;
+    then smoothed."""
 
     rule: Rule = "neighbours"
-    alpha: float = 2.0  # trust in the correction of a user with many labels; above 1 makes it larger
+    # trust in the correction of a user with many labels; above 1 makes it larger
+    alpha: float = 2.0
     half_trust: float = 20.0  # nu, labels at which a user's trust is half of alpha
-    shrinkage: float = 6.0  # lambda of the neighbours' rule: similarity that moves a score half way
+    # lambda of the neighbours' rule: similarity that moves a score half way
+    shrinkage: float = 6.0
     beta: float = 0.5  # share taken from the neighbours in a smoothing step
     T: int = 0  # smoothing steps; with 0 there is no smoothing, whatever beta is
 
@@ -233,7 +295,9 @@ class CorrectAndSmooth(Refinement):
         return graph.with_self, self.shrinkage
 
     @door(E=Columns("n m"), graph=Of("n n", kind=Operators))
-    def correction(self, E: sparse.csc_matrix, graph: Operators) -> sparse.csc_matrix | np.ndarray:
+    def correction(
+        self, E: sparse.csc_matrix, graph: Operators
+    ) -> sparse.csc_matrix | np.ndarray:
         "The neighbours' mean residual, or the residual itself, which stays sparse."
         if self.rule == "own":
             return E
@@ -300,28 +364,37 @@ def neighbour_sums(
     known: sparse.csc_matrix,  # (n_items, m) values, such as the residual
     weights: sparse.csr_matrix,  # (n_items, n_items)
 ) -> tuple[np.ndarray, np.ndarray]:  # (nnz of asked,) float32 each
-    "Weighted sum of what is known among each cell's neighbours, and the sum of these weights."
+    """Weighted sum of what is known among each cell's neighbours, and the sum of these
+    weights."""
     by_user, by_row = ((M.indptr, M.indices, M.data) for M in (known, weights))
-    parts = min(asked.shape[1], 64)  # enough to share out evenly, few enough that their arrays cost nothing
+    # enough to share out evenly, few enough that their arrays cost nothing
+    parts = min(asked.shape[1], 64)
     return _sum_neighbours(asked.indptr, asked.indices, *by_user, *by_row, parts)
 
 # %% ../nbs/05_correct_smooth.ipynb #c059
 @door(asked=Cells("n m"), Y=_LABELS, graph=_GRAPH, config=Of(kind=Refinement))
 def refine_at(
     asked: sparse.csc_matrix,  # (n_items, m) an entry at each cell asked for
-    score: Callable[[sparse.csc_matrix], np.ndarray],  # base scores at the entries of such a matrix
+    # base scores at the entries of such a matrix
+    score: Callable[[sparse.csc_matrix], np.ndarray],
     Y: sparse.csc_matrix,  # (n_items, m) labels
     graph: Operators,
     config: Refinement,  # one that `is_local`
 ) -> _Scores:  # base and refined, (nnz of asked,) each
     "What `refine` would give, at some cells only."
     if not config.is_local:
-        raise InputError(f"{type(config).__name__} reaches beyond direct neighbours: use `refine`")
+        raise InputError(
+            f"{type(config).__name__} reaches beyond direct neighbours: use `refine`"
+        )
     base = as_floats("score", score(Y), 0, 1, (Y.nnz,))
-    E, wide = sparse.csc_matrix((Y.data - base, Y.indices, Y.indptr), shape=Y.shape), asked
+    E = sparse.csc_matrix((Y.data - base, Y.indices, Y.indptr), shape=Y.shape)
+    wide = asked
     if config.T:
-        eye, S = sparse.identity(Y.shape[0], np.float32, format="csr"), graph.normalised(config.normalisation)
-        M = sparse.csr_matrix((1 - config.beta) * eye + config.beta * S, dtype=np.float32)
+        eye = sparse.identity(Y.shape[0], np.float32, format="csr")
+        S = graph.normalised(config.normalisation)
+        M = sparse.csr_matrix(
+            (1 - config.beta) * eye + config.beta * S, dtype=np.float32
+        )
         wide = sparse.csc_matrix(M.T @ asked)
     weights, shrinkage = config.neighbourhood(graph)
     sums = unwrap(neighbour_sums) if weights is graph.with_self else neighbour_sums
@@ -330,7 +403,9 @@ def refine_at(
     base = as_floats("score", score(wide), 0, 1, (wide.nnz,))
     after = base + alpha * total / np.maximum(weight + np.float32(shrinkage), 1e-9)
     if config.T:
-        corrected = sparse.csc_matrix((after, wide.indices, wide.indptr), shape=wide.shape)
+        corrected = sparse.csc_matrix(
+            (after, wide.indices, wide.indptr), shape=wide.shape
+        )
         base = as_floats("score", score(asked), 0, 1, (asked.nnz,))
         after = unwrap(neighbour_sums)(asked, corrected, M)[0]
     return base, np.clip(after, 0, 1)
@@ -340,9 +415,12 @@ def pair_blocks(
     user: np.ndarray,  # (n,) positions
     item: np.ndarray,  # (n,) positions
     n_items: int,
-    cost: Callable[[float], int],  # scores to compute for a user of whom so many are asked for
+    # scores to compute for a user of whom so many are asked for
+    cost: Callable[[float], int],
     megabytes: float = 16,  # for the scores of one block
-) -> Iterator[tuple[np.ndarray, np.ndarray, sparse.csc_matrix]]:  # users, their pairs, and these as cells
+) -> Iterator[
+    tuple[np.ndarray, np.ndarray, sparse.csc_matrix]
+]:  # users, their pairs, and these as cells
     "Pairs as cells asked for, a block of users at a time."
     item = as_positions("item", item, n_items, np.shape(user))
     order = np.argsort(user, kind="stable")
@@ -352,7 +430,11 @@ def pair_blocks(
         pairs = order[starts[at.start] : starts[at.stop]]
         columns = starts[at.start : at.stop + 1] - starts[at.start]
         cell = np.ones(len(pairs), np.float32), item[pairs], columns
-        yield users[at], pairs, sparse.csc_matrix(cell, shape=(n_items, len(columns) - 1))
+        yield (
+            users[at],
+            pairs,
+            sparse.csc_matrix(cell, shape=(n_items, len(columns) - 1)),
+        )
 
 # %% ../nbs/05_correct_smooth.ipynb #c062
 @dataclass(frozen=True, eq=False)
@@ -369,21 +451,33 @@ class Scorer:
         object.__setattr__(self, "labels", _LABELS.taken("labels", self.labels, sizes))
         _GRAPH.taken("graph", self.graph, sizes)
 
-    def blocks(self, users: np.ndarray, megabytes: float = 16) -> Iterator[tuple[slice, *_Scores]]:
-        "For a slice of the users at a time: which, and base and refined scores, (n_items, m) each."
+    def blocks(
+        self, users: np.ndarray, megabytes: float = 16
+    ) -> Iterator[tuple[slice, *_Scores]]:
+        """For a slice of the users at a time: which, and base and refined scores,
+        (n_items, m) each."""
         users = as_positions("users", users, self.labels.shape[1])
         for at in user_blocks(len(users), self.labels.shape[0], megabytes):
             Z = self.model.block(users[at])
             yield at, Z, refine(Z, self.labels[:, users[at]], self.graph, self.config)
 
-    def pairs(self, user: np.ndarray, item: np.ndarray, megabytes: float = 16) -> _Scores:
+    def pairs(
+        self, user: np.ndarray, item: np.ndarray, megabytes: float = 16
+    ) -> _Scores:
         "Base and refined scores of given pairs, in the order asked for."
-        n_items, user = self.labels.shape[0], as_positions("user", user, self.labels.shape[1])
+        n_items, user = (
+            self.labels.shape[0],
+            as_positions("user", user, self.labels.shape[1]),
+        )
         base, refined = np.empty(len(user), np.float32), np.empty(len(user), np.float32)
-        for users, rows, asked in pair_blocks(user, item, n_items, self._cost, megabytes):
+        for users, rows, asked in pair_blocks(
+            user, item, n_items, self._cost, megabytes
+        ):
             Y, score = self.labels[:, users], partial(self._score, users)
             if self.config.is_local:
-                base[rows], refined[rows] = refine_at(asked, score, Y, self.graph, self.config)
+                base[rows], refined[rows] = refine_at(
+                    asked, score, Y, self.graph, self.config
+                )
             else:
                 whole = refine(self.model.block(users), Y, self.graph, self.config)
                 base[rows], refined[rows] = score(asked), whole[cells(asked)]
@@ -396,5 +490,9 @@ class Scorer:
         n_items, n_users = self.labels.shape
         if not self.config.is_local:
             return n_items
-        reach = 1 + self.graph.normalised(self.config.normalisation).nnz / n_items if self.config.T else 1
+        reach = (
+            1 + self.graph.normalised(self.config.normalisation).nnz / n_items
+            if self.config.T
+            else 1
+        )
         return int(self.labels.nnz / n_users + asked * reach) + 1

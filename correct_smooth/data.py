@@ -19,7 +19,14 @@ from scipy import sparse
 from .checks import InputError, as_text, check_choice, check_number
 from .ids import as_ids, first_cell, is_whole, same_ids
 from .parsing import as_names, as_numbers, as_seconds, list_mark
-from .roles import LISTS, NUMBERS, OWN_NUMBERS, TEXTS, Columns, both_renamed
+from correct_smooth.roles import (
+    LISTS,
+    NUMBERS,
+    OWN_NUMBERS,
+    TEXTS,
+    Columns,
+    both_renamed,
+)
 from .tables import as_frame
 from .vectors import check_vectors
 
@@ -29,15 +36,21 @@ class MovieData:
     "Movies and ratings that belong together, and what was left out on the way."
 
     movies: pd.DataFrame = field(repr=False)  # by item id; columns as in `roles`
-    ratings: pd.DataFrame = field(repr=False)  # user_id, item_id, rating and perhaps timestamp
+    # user_id, item_id, rating and perhaps timestamp
+    ratings: pd.DataFrame = field(repr=False)
     name: str = "data"  # where it came from, for titles and reports
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many
-    liked: float | str = "mean"  # what counts as liked: a rating, such as 4, or a user's own mean
-    thresholds: pd.Series | None = field(default=None, repr=False)  # user_id -> rating, if you have set them
-    no_opinion: float | None = None  # the rating that says "seen, not rated", where there is one
-    seen: pd.DataFrame | None = field(default=None, repr=False)  # as ratings; known, but not learned from
+    # what counts as liked: a rating, such as 4, or a user's own mean
+    liked: float | str = "mean"
+    # user_id -> rating, if you have set them
+    thresholds: pd.Series | None = field(default=None, repr=False)
+    # the rating that says "seen, not rated", where there is one
+    no_opinion: float | None = None
+    # as ratings; known, but not learned from
+    seen: pd.DataFrame | None = field(default=None, repr=False)
     noun: str = "movie"  # what an item is called in reports
-    vectors: sparse.csr_matrix | None = field(default=None, repr=False)  # (n_items, width) features of yours
+    # (n_items, width) features of yours
+    vectors: sparse.csr_matrix | None = field(default=None, repr=False)
 
     def counts(self) -> dict[str, Any]:
         "How many users, items and ratings there are, and what was dropped."
@@ -55,7 +68,9 @@ def remarks(
 ) -> list[str]:
     "What was left out and what there is to note, a line for each."
     return [
-        f"note: {n:,} {reason[6:]}" if reason.startswith("note: ") else f"left out: {n:,} {reason}"
+        f"note: {n:,} {reason[6:]}"
+        if reason.startswith("note: ")
+        else f"left out: {n:,} {reason}"
         for reason, n in dropped.items()
         if n
     ]
@@ -65,8 +80,9 @@ def check_data(data: Any) -> None:
     "Raise `InputError` unless this is a `MovieData`."
     if not isinstance(data, MovieData):
         raise InputError(
-            f"this needs items and ratings together, as MovieData, and got {type(data).__name__}; "
-            "movie_data(movies, ratings) makes one of two tables, load_data(folder) of files"
+            "this needs items and ratings together, as MovieData, and got "
+            f"{type(data).__name__}; movie_data(movies, ratings) makes one of two "
+            "tables, load_data(folder) of files"
         )
 
 # %% ../nbs/00_data.ipynb #c015
@@ -89,10 +105,19 @@ def _lists(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
     "Names in tuples; what is no list of names is empty, and counted."
     mark, n_split = list_mark(column)
     lists = [as_names(cell, mark) for cell in column]
-    dropped[f"cells of {column.name} that are no list of names"] = sum(names is None for names in lists)
+    dropped[f"cells of {column.name} that are no list of names"] = sum(
+        names is None for names in lists
+    )
     if mark != "|":
-        dropped[f"note: cells of {column.name} read as lists with {mark!r} between the names"] = n_split
-    return pd.Series([tuple(map(as_text, names or ())) for names in lists], column.index, dtype=object)
+        dropped[
+            f"note: cells of {column.name} read as lists with {mark!r} between "
+            "the names"
+        ] = n_split
+    return pd.Series(
+        [tuple(map(as_text, names or ())) for names in lists],
+        column.index,
+        dtype=object,
+    )
 
 
 def _flags(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
@@ -104,7 +129,8 @@ def _flags(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
 
 
 def _clean_column(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
-    "A column of movies as what its name says it holds; what cannot be is empty, and counted."
+    """A column of movies as what its name says it holds; what cannot be is empty, and
+    counted."""
     if column.name in LISTS:
         return _lists(column, dropped)
     if column.name in TEXTS:
@@ -127,25 +153,34 @@ def check_movies(
     if "item_id" not in movies.columns and movies.index.name == "item_id":
         movies = movies.reset_index()
     if "item_id" not in movies.columns:
-        raise InputError(f"items need a column item_id, found: {', '.join(map(str, movies.columns))}")
+        raise InputError(
+            f"items need a column item_id, found: {', '.join(map(str, movies.columns))}"
+        )
     ids = as_ids(movies["item_id"], "item_id of items")
     again = ids.duplicated() & ids.notna()
     dropped["items without an id"] = int(ids.isna().sum())
     dropped["items with an id seen before"] = int(again.sum())
-    known = [name for name in (*TEXTS, *LISTS, *NUMBERS, "adult", "vector") if name in movies.columns]
+    known = [
+        name
+        for name in (*TEXTS, *LISTS, *NUMBERS, "adult", "vector")
+        if name in movies.columns
+    ]
     known += [name for name in movies.columns if str(name).startswith(OWN_NUMBERS)]
     for name in movies.columns.difference([*known, "item_id"]):
         dropped[f"item column {name!r}, not one of those known"] = 1
     keep = ids.notna() & ~again
     out, ids = movies.loc[keep, known].copy(), ids[keep]
-    out.index = pd.Index(ids.astype(np.int64) if ids.dtype == "Int64" else ids, name="item_id")
+    out.index = pd.Index(
+        ids.astype(np.int64) if ids.dtype == "Int64" else ids, name="item_id"
+    )
     for name in known:
         out[name] = _clean_column(out[name], dropped)
     return out
 
 # %% ../nbs/00_data.ipynb #c021
 def _ascending(ratings: pd.DataFrame) -> bool:
-    "Whether numbered users, and items of one user, go up from row to row; then no row repeats another."
+    """Whether numbered users, and items of one user, go up from row to row; then no row
+    repeats another."""
     if any(ratings[name].dtype.kind != "i" for name in ("user_id", "item_id")):
         return False
     user, item = (ratings[name].to_numpy() for name in ("user_id", "item_id"))
@@ -169,33 +204,42 @@ def _given_twice(ratings: pd.DataFrame) -> np.ndarray:
 def _latest(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     "The last rating of each user and item, by time where it is known, else by row."
     twice = ratings[_given_twice(ratings)]
-    ordered = twice.sort_values("timestamp", kind="stable") if "timestamp" in ratings else twice
+    ordered = (
+        twice.sort_values("timestamp", kind="stable")
+        if "timestamp" in ratings
+        else twice
+    )
     earlier = ordered.index[ordered.duplicated(["user_id", "item_id"], keep="last")]
     dropped["ratings replaced by a later one of the same user and item"] = len(earlier)
     return ratings.drop(earlier).reset_index(drop=True) if len(earlier) else ratings
 
 # %% ../nbs/00_data.ipynb #rb_times
 def _times(column: pd.Series, dropped: dict[str, int]) -> pd.Series | None:
-    "Seconds since 1970; None where one cannot be read, which is counted unless the column is empty."
+    """Seconds since 1970; None where one cannot be read, which is counted unless the
+    column is empty."""
     seconds = as_seconds(column)
     unread = column[seconds.isna()]
     if not len(unread):
         return seconds
     if unread.notna().any() or len(unread) < len(column):
-        what = f"timestamps that cannot be read, such as {first_cell(unread)}, and the column with them"
+        what = (
+            f"timestamps that cannot be read, such as {first_cell(unread)}, and "
+            "the column with them"
+        )
         dropped[what] = len(unread)
     return None
 
 
 def _refuse_gaps(read: pd.DataFrame, ratings: pd.DataFrame) -> None:
-    "Raise `InputError` for the first value that could not be read, as it stands in the ratings."
+    """Raise `InputError` for the first value that could not be read, as it stands in
+    the ratings."""
     for name in read.columns:
         bad = read[name].isna()
         if bad.any():
             at = int(bad.to_numpy().argmax())
             raise InputError(
-                f"{name} of ratings row {at} is '{ratings[name].iloc[at]}', not a usable value "
-                f"({int(bad.sum())} such rows); mend or remove them"
+                f"{name} of ratings row {at} is '{ratings[name].iloc[at]}', not a "
+                f"usable value ({int(bad.sum())} such rows); mend or remove them"
             )
 
 # %% ../nbs/00_data.ipynb #rb_check_ratings
@@ -203,24 +247,37 @@ def check_ratings(
     ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp
     dropped: dict[str, int],  # what is left out is counted here
 ) -> pd.DataFrame:
-    "Ratings of known columns and types, one for each user and item, in their order of arrival."
+    """Ratings of known columns and types, one for each user and item, in their order of
+    arrival."""
     ratings = checked_frame(ratings, "ratings").reset_index(drop=True)
     needed = ("user_id", "item_id", "rating")
     absent = [name for name in needed if name not in ratings.columns]
     if absent:
         raise InputError(
-            f"ratings lack the column {', '.join(absent)}; found: {', '.join(map(str, ratings.columns))}. "
+            f"ratings lack the column {', '.join(absent)}; found: "
+            f"{', '.join(map(str, ratings.columns))}. "
             "Rename yours to user_id, item_id, rating"
         )
     for name in ratings.columns.difference([*needed, "timestamp"]):
         dropped[f"rating column {name!r}, not one of those known"] = 1
-    found = {name: as_ids(ratings[name], f"{name} of ratings") for name in ("user_id", "item_id")}
+    found = {
+        name: as_ids(ratings[name], f"{name} of ratings")
+        for name in ("user_id", "item_id")
+    }
     found["rating"] = as_numbers(ratings["rating"])
-    if "timestamp" in ratings.columns and (times := _times(ratings["timestamp"], dropped)) is not None:
+    if (
+        "timestamp" in ratings.columns
+        and (times := _times(ratings["timestamp"], dropped)) is not None
+    ):
         found["timestamp"] = times
-    out = pd.concat(found, axis=1)  # unlike DataFrame(found), takes columns that need no change as they are
+    # unlike DataFrame(found), takes columns that need no change as they are
+    out = pd.concat(found, axis=1)
     _refuse_gaps(out, ratings)
-    kinds = {name: np.int64 for name in out.columns if name == "timestamp" or out[name].dtype == "Int64"}
+    kinds = {
+        name: np.int64
+        for name in out.columns
+        if name == "timestamp" or out[name].dtype == "Int64"
+    }
     return _latest(out.astype({**kinds, "rating": np.float32}), dropped)
 
 # %% ../nbs/00_data.ipynb #c024
@@ -230,7 +287,9 @@ def sentinel(
     "The rating that says `seen, not rated`, if there is one."
     for low in (-1.0, 0.0):
         scale = counts[counts.index > low].sort_index()
-        apart = counts.index.min() == low and len(scale) > 2 and scale.index[0] > low + 0.75
+        apart = (
+            counts.index.min() == low and len(scale) > 2 and scale.index[0] > low + 0.75
+        )
         if apart and (low < 0 or counts[low] > scale.iloc[0]):
             return low
     return None
@@ -238,9 +297,11 @@ def sentinel(
 # %% ../nbs/00_data.ipynb #c026
 def without_opinion(
     data: MovieData,
-    no_opinion: float | str = "find",  # the rating that says so; find: see `sentinel`; keep: there is none
+    # the rating that says so; find: see `sentinel`; keep: there is none
+    no_opinion: float | str = "find",
 ) -> MovieData:
-    "Part what was only seen from what was rated, and remark on ratings that say nothing."
+    """Part what was only seen from what was rated, and remark on ratings that say
+    nothing."""
     if isinstance(no_opinion, str):
         check_choice("no_opinion (if it is no number)", no_opinion, ("find", "keep"))
     else:
@@ -250,21 +311,39 @@ def without_opinion(
     value = np.nan if apart is None or isinstance(apart, str) else float(apart)
     seen = rating == np.float32(value)
     if seen.any():
-        others = f"{rating[~seen].min():g} to {rating[~seen].max():g}" if not seen.all() else "no others"
-        remark = f"ratings of {value:g}, 'seen, not rated' beside {others} (see no_opinion)"
+        others = (
+            f"{rating[~seen].min():g} to {rating[~seen].max():g}"
+            if not seen.all()
+            else "no others"
+        )
+        remark = (
+            f"ratings of {value:g}, 'seen, not rated' beside {others} (see no_opinion)"
+        )
         dropped[remark] = int(seen.sum())
-        rated, only_seen = (data.ratings[rows].reset_index(drop=True) for rows in (~seen, seen))
-        return replace(data, ratings=rated, seen=only_seen, no_opinion=value, dropped=dropped)
+        rated, only_seen = (
+            data.ratings[rows].reset_index(drop=True) for rows in (~seen, seen)
+        )
+        return replace(
+            data, ratings=rated, seen=only_seen, no_opinion=value, dropped=dropped
+        )
     if len(rating) > 1 and rating.min() == rating.max():
-        dropped[f"note: ratings that are all {rating[0]:g}: views or purchases, no opinions"] = len(rating)
+        dropped[
+            f"note: ratings that are all {rating[0]:g}: views or purchases, no opinions"
+        ] = len(rating)
     return replace(data, dropped=dropped)
 
 # %% ../nbs/00_data.ipynb #c029
 def _of_one_kind(
     catalogue: pd.DataFrame, stars: pd.DataFrame, dropped: dict[str, int]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Movies and ratings with item ids of one kind, checked again: two texts may stand for one number."
-    same = same_ids({"item_id of items": catalogue.index.to_series(), "item_id of ratings": stars["item_id"]})
+    """Movies and ratings with item ids of one kind, checked again: two texts may stand
+    for one number."""
+    same = same_ids(
+        {
+            "item_id of items": catalogue.index.to_series(),
+            "item_id of ratings": stars["item_id"],
+        }
+    )
     again: dict[str, int] = {}
     catalogue = catalogue.set_axis(pd.Index(same["item_id of items"], name="item_id"))
     catalogue = check_movies(catalogue, again)
@@ -273,29 +352,42 @@ def _of_one_kind(
     return catalogue, stars
 
 
-def _nothing_left(catalogue: pd.DataFrame, stars: pd.DataFrame, dropped: dict[str, int]) -> InputError:
+def _nothing_left(
+    catalogue: pd.DataFrame, stars: pd.DataFrame, dropped: dict[str, int]
+) -> InputError:
     "What to say where no rating is of a movie that is known."
     message = f"nothing to learn from: {len(catalogue)} items and {len(stars)} ratings"
     if len(stars) and len(catalogue):
         rated, known = stars["item_id"], catalogue.index
         message = (
-            f"no rating is of a known item: ratings hold {rated[:2].tolist()} ({rated.dtype}), "
-            f"items hold {known[:2].tolist()} ({known.dtype})"
+            f"no rating is of a known item: ratings hold {rated[:2].tolist()} "
+            f"({rated.dtype}), items hold {known[:2].tolist()} ({known.dtype})"
         )
     return InputError("; ".join([message, *remarks(dropped)]))
 
 # %% ../nbs/00_data.ipynb #rb_noun
 def check_noun(noun: Any) -> None:
     "Raise `InputError` unless this can be what an item is called."
-    if not isinstance(noun, str) or not noun.strip() or len(noun) > 40 or not noun.isprintable():
-        raise InputError(f"noun must be a word for an item, such as book, got {noun!r}"[:300])
+    if (
+        not isinstance(noun, str)
+        or not noun.strip()
+        or len(noun) > 40
+        or not noun.isprintable()
+    ):
+        raise InputError(
+            f"noun must be a word for an item, such as book, got {noun!r}"[:300]
+        )
 
 
 def plural(noun: str) -> str:
     "Several of them: books, dishes, movies, series."
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return noun if noun.endswith("series") else f"{noun}es"
-    return f"{noun[:-1]}ies" if noun[-1:] == "y" and noun[-2:-1] not in "aeiou" else f"{noun}s"
+    return (
+        f"{noun[:-1]}ies"
+        if noun[-1:] == "y" and noun[-2:-1] not in "aeiou"
+        else f"{noun}s"
+    )
 
 # %% ../nbs/00_data.ipynb #rb_vectors
 def parted_vectors(
@@ -303,7 +395,8 @@ def parted_vectors(
     vectors: Any,  # handed over beside it, or None
     dropped: dict[str, int],
 ) -> tuple[pd.DataFrame, Any]:
-    "Items without a column of vectors, and the vectors: those handed over, or else those of the column."
+    """Items without a column of vectors, and the vectors: those handed over, or else
+    those of the column."""
     if "vector" in catalogue:
         cells = catalogue[["vector"]].astype(object)
         catalogue = catalogue.drop(columns="vector")
@@ -319,18 +412,27 @@ def movie_data(
     ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp
     name: str = "data",  # for titles and reports
     dropped: dict[str, int] | None = None,  # what a reader has dropped already
-    liked: float | str = "mean",  # what counts as liked: a rating, such as 4, or each user's mean
-    no_opinion: float | str = "find",  # a rating that means "seen, not rated", find, or keep: there is none
-    columns: Columns | None = None,  # your column -> its role (`roles`), beside what can be guessed
+    # what counts as liked: a rating, such as 4, or each user's mean
+    liked: float | str = "mean",
+    # a rating that means "seen, not rated", find, or keep: there is none
+    no_opinion: float | str = "find",
+    # your column -> its role (`roles`), beside what can be guessed
+    columns: Columns | None = None,
     noun: str = "movie",  # what an item is called in reports, such as book
-    vectors: Any = None,  # features of yours: a DataFrame by item id, or (ids, matrix), dense or sparse
+    # features of yours: a DataFrame by item id, or (ids, matrix), dense or sparse
+    vectors: Any = None,
 ) -> MovieData:  # checked; the frames handed in are not changed
-    "Check movies and ratings and put them together; raises `InputError` where they cannot be used."
+    """Check movies and ratings and put them together; raises `InputError` where they
+    cannot be used."""
     count = dict(dropped or {})
     tables = checked_frame(movies, "items"), checked_frame(ratings, "ratings")
     movies, ratings = both_renamed(*tables, columns, count)
     catalogue, stars = check_movies(movies, count), check_ratings(ratings, count)
-    if len(catalogue) and len(stars) and is_whole(catalogue.index) != is_whole(stars["item_id"]):
+    if (
+        len(catalogue)
+        and len(stars)
+        and is_whole(catalogue.index) != is_whole(stars["item_id"])
+    ):
         catalogue, stars = _of_one_kind(catalogue, stars, count)
     known = stars["item_id"].isin(catalogue.index)
     count["ratings of items without metadata"] = int((~known).sum())
@@ -342,21 +444,25 @@ def movie_data(
     catalogue, vectors = parted_vectors(catalogue, vectors, count)
     rows = None if vectors is None else check_vectors(vectors, catalogue.index, count)
     count = {reason: n for reason, n in count.items() if n}
-    data = MovieData(catalogue, stars, as_text(name), count, liked, noun=noun, vectors=rows)
+    data = MovieData(
+        catalogue, stars, as_text(name), count, liked, noun=noun, vectors=rows
+    )
     return without_opinion(data, no_opinion)
 
 # %% ../nbs/00_data.ipynb #rb_table
 def item_table(
     data: MovieData,
 ) -> pd.DataFrame:  # item_id and the columns of items; `vector` holds a list, or None
-    "Items as one table to write; raises `InputError` where vectors are too wide to be written out."
+    """Items as one table to write; raises `InputError` where vectors are too wide to be
+    written out."""
     table, vectors = data.movies.reset_index(names="item_id"), data.vectors
     table.attrs["noun"] = data.noun  # Parquet keeps it
     if vectors is None:
         return table
     if vectors.shape[1] > 10_000:
         raise InputError(
-            f"vectors of {vectors.shape[1]:,} numbers are too wide for a table; keep them in a file apart"
+            f"vectors of {vectors.shape[1]:,} numbers are too wide for a table; "
+            "keep them in a file apart"
         )
     there = np.flatnonzero(np.diff(vectors.indptr))
     cells = np.full(len(table), None, dtype=object)

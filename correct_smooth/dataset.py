@@ -19,28 +19,39 @@ import pandas as pd
 from scipy import sparse
 from scipy.special import ndtr
 
-from .checks import InputError, check_choice, check_number, compiled, generator
+from correct_smooth.checks import (
+    InputError,
+    check_choice,
+    check_number,
+    compiled,
+    generator,
+)
 from .data import MovieData, check_data, check_liked
 from .ids import positions
 
 # %% ../nbs/00a_dataset.ipynb #c006
 @compiled()
 def _rank_within(code: np.ndarray, start: np.ndarray, key: np.ndarray) -> np.ndarray:
-    "Place of each row in its group, 0 for the largest key; rows of `code` k lie from `start[k]` when sorted."
+    """Place of each row in its group, 0 for the largest key; rows of `code` k lie from
+    `start[k]` when sorted."""
     order, filled, place = np.empty_like(code), start.copy(), np.empty_like(code)
     for row, group in enumerate(code):
         order[filled[group]] = row
         filled[group] += 1
     for group in range(len(start)):
         rows = order[start[group] : filled[group]]
-        ranked = rows[np.argsort(key[rows], kind="mergesort")]  # of equal keys the later row is the larger
+        # of equal keys the later row is the larger
+        ranked = rows[np.argsort(key[rows], kind="mergesort")]
         for k, row in enumerate(ranked):
             place[row] = len(rows) - 1 - k
     return place
 
 
-def _position_within(user: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Place of each row among its user's rows, 0 for the one with the largest key; how many rows there are."
+def _position_within(
+    user: np.ndarray, key: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Place of each row among its user's rows, 0 for the one with the largest key; how
+    many rows there are."""
     code, _ = pd.factorize(user)
     size = np.bincount(code)
     if key.dtype not in (np.int64, np.float64) or np.isnan(key).any():
@@ -49,12 +60,18 @@ def _position_within(user: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.
 
 # %% ../nbs/00a_dataset.ipynb #k00
 def _column(ratings: Any, name: str) -> np.ndarray:
-    "A column of ratings, users and items by id or by position; raises `InputError` where there is none."
+    """A column of ratings, users and items by id or by position; raises `InputError`
+    where there is none."""
     ratings = getattr(ratings, "by_position", ratings)  # of a `Dataset`
     if not isinstance(ratings, pd.DataFrame) or name not in ratings.columns:
-        found = f"the columns {', '.join(map(str, ratings))}" if isinstance(ratings, pd.DataFrame) else ""
+        found = (
+            f"the columns {', '.join(map(str, ratings))}"
+            if isinstance(ratings, pd.DataFrame)
+            else ""
+        )
         raise InputError(
-            f"this needs a table of ratings with a column {name}, and got {found or type(ratings).__name__}"
+            f"this needs a table of ratings with a column {name}, and got "
+            f"{found or type(ratings).__name__}"
         )
     return ratings[name].to_numpy()
 
@@ -62,7 +79,9 @@ def _column(ratings: Any, name: str) -> np.ndarray:
 def _timestamp(ratings: Any) -> np.ndarray:
     held = getattr(ratings, "by_position", ratings)
     if "timestamp" not in getattr(held, "columns", ["timestamp"]):
-        raise InputError("a split by time needs a timestamp for each rating; these have none")
+        raise InputError(
+            "a split by time needs a timestamp for each rating; these have none"
+        )
     return _column(ratings, "timestamp")
 
 
@@ -70,13 +89,16 @@ def _share(share: float) -> float:
     "A share that hides some ratings and leaves some."
     check_number("share", share, 0, 1)
     if share in (0, 1):
-        raise InputError(f"a share of {share} leaves nothing to learn from or nothing to test on")
+        raise InputError(
+            f"a share of {share} leaves nothing to learn from or nothing to test on"
+        )
     return share
 
 # %% ../nbs/00a_dataset.ipynb #k01
 def holdout(
     ratings: Any,  # a table of ratings, or a `Dataset`
-    share: float = 0.2,  # of each user's ratings, rounded; at least one if the user has two
+    # of each user's ratings, rounded; at least one if the user has two
+    share: float = 0.2,
     seed: int | np.random.Generator = 0,
 ) -> np.ndarray:  # (n,) True where held back
     "Hide a random share of each user's ratings."
@@ -109,10 +131,15 @@ def by_time(
 
 # %% ../nbs/00a_dataset.ipynb #k02
 def _cold(ratings: Any, name: str, share: float, seed: int) -> np.ndarray:
-    "True for all rows of a random share of the column's values; by id, however ratings are handed over."
+    """True for all rows of a random share of the column's values; by id, however
+    ratings are handed over."""
     table = ratings.ratings if hasattr(ratings, "by_position") else ratings
     code, values = pd.factorize(_column(table, name), sort=True)
-    n = int(np.clip(round(_share(share) * len(values)), 1, len(values) - 1)) if len(values) > 1 else 0
+    n = (
+        int(np.clip(round(_share(share) * len(values)), 1, len(values) - 1))
+        if len(values) > 1
+        else 0
+    )
     chosen = np.zeros(len(values), bool)
     chosen[generator(seed).permutation(len(values))[:n]] = True
     return chosen[code]
@@ -145,8 +172,11 @@ def user_moments(
     user: np.ndarray,  # (n,) positions
     rating: np.ndarray,  # (n,)
     n_users: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n_users,) each: n, mean, Q; 0 for users without ratings
-    "How many ratings each user gave, their mean, and the sum of squared deviations from it."
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # (n_users,) each: n, mean, Q; 0 for users without ratings
+    """How many ratings each user gave, their mean, and the sum of squared deviations
+    from it."""
     n = np.bincount(user, minlength=n_users)
     mean = np.bincount(user, rating, n_users) / np.maximum(n, 1)
     return n, mean, np.bincount(user, (rating - mean[user]) ** 2, n_users)
@@ -167,9 +197,13 @@ def rating_sums(
     user: np.ndarray,  # (n,) positions
     rating: np.ndarray,  # (n,)
 ) -> np.ndarray:  # users, sum of their means, degrees of freedom, sum of squares
-    "What is to be known of some users to say how people rate; sums of several groups add up."
+    """What is to be known of some users to say how people rate; sums of several groups
+    add up."""
     n, mean, squares = user_moments(user, rating, int(user.max(initial=-1)) + 1)
-    return np.array([(n > 0).sum(), mean.sum(), np.maximum(n - 1, 0).sum(), squares.sum()], np.float64)
+    return np.array(
+        [(n > 0).sum(), mean.sum(), np.maximum(n - 1, 0).sum(), squares.sum()],
+        np.float64,
+    )
 
 
 def rating_step(
@@ -204,7 +238,8 @@ def user_thresholds(
     rating: np.ndarray,  # (n,)
     n_users: int,
     liked: float | str = "mean",  # a rating that counts as liked, or each user's mean
-    people: Population | None = None,  # how everybody rates; None: as these ratings tell
+    # how everybody rates; None: as these ratings tell
+    people: Population | None = None,
 ) -> np.ndarray:  # (n_users,) float64; of users without ratings the population's mean
     "What each user's ratings have to reach for a movie to count as liked."
     check_liked(liked)
@@ -229,31 +264,40 @@ class Interactions:
     users: pd.Index = field(repr=False)  # user id at each position
     items: pd.Index = field(repr=False)  # item id at each position
     population: Population | None = None  # how people rate; None: as these ratings tell
-    line: np.ndarray | None = field(default=None, repr=False)  # (n_users,) drawn by somebody; None: means
+    # (n_users,) drawn by somebody; None: means
+    line: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.user)
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        "Number, mean and sum of squared deviations of each user's ratings, as `user_moments` has them."
+        """Number, mean and sum of squared deviations of each user's ratings, as
+        `user_moments` has them."""
         return user_moments(self.user, self.rating.astype(np.float64), len(self.users))
 
     @cached_property
     def people(self) -> Population:
         "How people rate, as noted in training, or as these ratings tell."
-        return self.population or population(rating_sums(self.user, self.rating), rating_step(self.rating))
+        return self.population or population(
+            rating_sums(self.user, self.rating), rating_step(self.rating)
+        )
 
     @cached_property
     def margins(self) -> np.ndarray:  # (n,) float32 between 0 and 1
-        "How far above what is usual for its user each of these ratings lies, as a probability."
+        """How far above what is usual for its user each of these ratings lies, as a
+        probability."""
         return self.margins_of(self)
 
-    def margins_of(self, pairs: "Interactions") -> np.ndarray:  # (n,) float32 between 0 and 1
+    def margins_of(
+        self, pairs: "Interactions"
+    ) -> np.ndarray:  # (n,) float32 between 0 and 1
         "The same of other ratings by the same users, by what is usual here."
         mean, spread = shrunk_moments(*self.moments, self.people)
         centre = mean if self.line is None else self.line
-        return ndtr((pairs.rating - centre[pairs.user]) / spread[pairs.user]).astype(np.float32)
+        return ndtr((pairs.rating - centre[pairs.user]) / spread[pairs.user]).astype(
+            np.float32
+        )
 
 # %% ../nbs/00a_dataset.ipynb #k10
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -261,28 +305,40 @@ class Dataset(Interactions):
     "Ratings by position, their movies, and what counts as liked."
 
     movies: pd.DataFrame = field(repr=False)  # indexed by item id, as in `MovieData`
-    thresholds: pd.Series = field(repr=False)  # user_id -> rating that counts as liked, of all `users`
+    # user_id -> rating that counts as liked, of all `users`
+    thresholds: pd.Series = field(repr=False)
     liked: float | str = "mean"  # what counts as liked: a rating, or each user's mean
-    fixed: float | None = None  # where thresholds were set by somebody: that of everybody else
+    # where thresholds were set by somebody: that of everybody else
+    fixed: float | None = None
     timestamp: np.ndarray | None = field(default=None, repr=False)  # (n,) where known
     name: str = "data"  # where it came from, for titles and reports
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many
-    no_opinion: float | None = None  # the rating that says "seen, not rated", where there is one
-    seen: pd.DataFrame | None = field(default=None, repr=False)  # user_id, item_id: known, not learned from
-    hidden: "Dataset | None" = field(default=None, repr=False)  # held-out ratings: known, not learned from
+    # the rating that says "seen, not rated", where there is one
+    no_opinion: float | None = None
+    # user_id, item_id: known, not learned from
+    seen: pd.DataFrame | None = field(default=None, repr=False)
+    # held-out ratings: known, not learned from
+    hidden: "Dataset | None" = field(default=None, repr=False)
     noun: str = "movie"  # what an item is called in reports
-    vectors: sparse.csr_matrix | None = field(default=None, repr=False)  # (n_items, width) of your own
+    # (n_items, width) of your own
+    vectors: sparse.csr_matrix | None = field(default=None, repr=False)
 
     @property
     def by_position(self) -> pd.DataFrame:
         "Users, items, ratings and times as a table, without ids."
         columns = {"user_id": self.user, "item_id": self.item, "rating": self.rating}
-        return pd.DataFrame(columns if self.timestamp is None else columns | {"timestamp": self.timestamp})
+        return pd.DataFrame(
+            columns
+            if self.timestamp is None
+            else columns | {"timestamp": self.timestamp}
+        )
 
     @property
     def ratings(self) -> pd.DataFrame:  # user_id, item_id, rating and perhaps timestamp
         "The same by id, made anew each time."
-        return self.by_position.assign(user_id=self.users[self.user], item_id=self.items[self.item])
+        return self.by_position.assign(
+            user_id=self.users[self.user], item_id=self.items[self.item]
+        )
 
     @cached_property
     def counts(self) -> np.ndarray:  # (n_users,)
@@ -297,14 +353,17 @@ def _sorted_users(ids: pd.Series) -> tuple[np.ndarray, pd.Index]:
     try:
         order = users.argsort()
     except TypeError as error:
-        raise InputError("user ids mix types without an order, such as 7 and 'ann'; make all text") from error
+        raise InputError(
+            "user ids mix types without an order, such as 7 and 'ann'; make all text"
+        ) from error
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     return place[code], users[order]
 
 
 def index_ratings(data: MovieData | Dataset) -> Dataset:  # a `Dataset` as it is
-    "Ratings by position, judged by thresholds of the data, or by standards that these ratings set."
+    """Ratings by position, judged by thresholds of the data, or by standards that these
+    ratings set."""
     if isinstance(data, Dataset):
         return data
     check_data(data)
@@ -315,23 +374,30 @@ def index_ratings(data: MovieData | Dataset) -> Dataset:  # a `Dataset` as it is
         user, positions(table["item_id"], data.movies.index, "item"),
         table["rating"].to_numpy(np.float32), np.zeros(len(user), np.float32),
         users, data.movies.index, movies=data.movies,
-        thresholds=pd.Series(0.0, users) if given is None else given.reindex(users).fillna(usual),
+        thresholds=pd.Series(0.0,
+        users) if given is None else given.reindex(users).fillna(usual),
         fixed=usual, liked=data.liked, noun=data.noun, vectors=data.vectors,
         timestamp=table["timestamp"].to_numpy() if "timestamp" in table else None,
-        name=data.name, dropped=data.dropped, no_opinion=data.no_opinion, seen=data.seen,
+        name=data.name, dropped=data.dropped, no_opinion=data.no_opinion,
+        seen=data.seen,
     )  # fmt: skip
     return judged(numbered)
 
 # %% ../nbs/00a_dataset.ipynb #k14
 def judged(
     data: Dataset,
-    by: Interactions | None = None,  # ratings that set the standards, of the same users; None: its own
-    liked: float | str | None = None,  # what counts as liked from now on; None: as the data say
-    people: Population | None = None,  # how everybody rates; None: as the ratings that set the standards tell
+    # ratings that set the standards, of the same users; None: its own
+    by: Interactions | None = None,
+    # what counts as liked from now on; None: as the data say
+    liked: float | str | None = None,
+    # how everybody rates; None: as the ratings that set the standards tell
+    people: Population | None = None,
 ) -> Dataset:
     "The same ratings judged, each by its user's threshold."
     by = data if by is None else by
-    people = people or population(rating_sums(by.user, by.rating), rating_step(by.rating))
+    people = people or population(
+        rating_sums(by.user, by.rating), rating_step(by.rating)
+    )
     line, fixed = data.thresholds.to_numpy(np.float64), data.fixed
     if liked is not None or fixed is None:
         liked = data.liked if liked is None else liked
@@ -349,12 +415,17 @@ def judged(
 
 # %% ../nbs/00a_dataset.ipynb #k17
 def _marks(hidden: Any, n_ratings: int) -> np.ndarray:
-    "Marks of hidden ratings; raises `InputError` if they are none, or leave nothing to learn from."
+    """Marks of hidden ratings; raises `InputError` if they are none, or leave nothing
+    to learn from."""
     hidden = np.asarray(hidden)
     if hidden.dtype != bool:
-        raise InputError(f"marks of hidden ratings must be True or False, these are {hidden.dtype}")
+        raise InputError(
+            f"marks of hidden ratings must be True or False, these are {hidden.dtype}"
+        )
     if len(hidden) != n_ratings:
-        raise InputError(f"{len(hidden)} marks for {n_ratings} ratings; one is needed for each")
+        raise InputError(
+            f"{len(hidden)} marks for {n_ratings} ratings; one is needed for each"
+        )
     if hidden.all():
         raise InputError("every rating is held back, none is left to learn from")
     return hidden
@@ -369,7 +440,8 @@ def some_ratings(
     place = np.full(len(data.users), -1, np.int32)
     place[users] = np.arange(len(users), dtype=np.int32)
     return replace(
-        data, user=place[data.user[rows]], item=data.item[rows], rating=data.rating[rows], y=data.y[rows],
+        data, user=place[data.user[rows]], item=data.item[rows],
+        rating=data.rating[rows], y=data.y[rows],
         timestamp=None if data.timestamp is None else data.timestamp[rows],
         users=data.users[users], thresholds=data.thresholds.iloc[users],
         line=None if data.line is None else data.line[users],
@@ -382,10 +454,15 @@ LABEL_RULES = ("train", "all")
 def split(
     data: MovieData | Dataset,
     hidden: np.ndarray,  # (n_ratings,) True where a rating is held back
-    labels: str = "train",  # whose ratings set each user's standard: train, or all (leaks)
-    liked: float | str | None = None,  # what counts as liked, as in `MovieData`; None: as the data say
-    people: Population | None = None,  # how everybody rates; None: as the training part tells
-) -> tuple[Dataset, Dataset]:  # training and held-out part, with the same movies, positions and thresholds
+    # whose ratings set each user's standard: train, or all (leaks)
+    labels: str = "train",
+    # what counts as liked, as in `MovieData`; None: as the data say
+    liked: float | str | None = None,
+    # how everybody rates; None: as the training part tells
+    people: Population | None = None,
+) -> tuple[
+    Dataset, Dataset
+]:  # training and held-out part, with the same movies, positions and thresholds
     "Part the ratings in two, and fix the standard by which both are labelled."
     check_choice("labels", labels, LABEL_RULES)
     whole = index_ratings(data)
@@ -394,7 +471,9 @@ def split(
     users = np.argsort(~trained, kind="stable")  # those of the training part first
     whole, n_trained = some_ratings(whole, slice(None), users), int(trained.sum())
     known = some_ratings(whole, ~hidden, np.arange(len(users)))
-    people = people or population(rating_sums(known.user, known.rating), rating_step(known.rating))
+    people = people or population(
+        rating_sums(known.user, known.rating), rating_step(known.rating)
+    )
     whole = judged(whole, whole if labels == "all" else known, liked, people)
     train = some_ratings(whole, ~hidden, np.arange(n_trained))
     return train, some_ratings(whole, hidden, np.arange(len(users)))

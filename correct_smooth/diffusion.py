@@ -17,27 +17,46 @@ from typing import Literal, get_args
 import numpy as np
 from scipy import sparse
 
-from .arrays import Columns, Count, Floats, Number, Of, Positions, Rows, door
+from correct_smooth.arrays import (
+    Columns,
+    Count,
+    Floats,
+    Number,
+    Of,
+    Positions,
+    Rows,
+    door,
+)
 from .checks import InputError, check_choice, check_number
 from .correct_smooth import Operators, Refinement, cells
 from .graph import NORMALISATIONS, Normalisation
 
 # %% ../nbs/05a_diffusion.ipynb #ra05
-@door(X0=Floats("n m"), S=Rows("n n", low=0), share=Number(low=0, high=1), steps=Count(low=0, high=1000))
+@door(
+    X0=Floats("n m"),
+    S=Rows("n n", low=0),
+    share=Number(low=0, high=1),
+    steps=Count(low=0, high=1000),
+)
 def propagate(
     X0: np.ndarray,  # (n_items, m)
     S: sparse.csr_matrix,  # (n_items, n_items) normalised graph
     share: float,  # rho, taken from the neighbours, 0 to 1
     steps: int,
-    post: Callable[[np.ndarray], np.ndarray] | None = None,  # applied after each step, such as a clamp
+    # applied after each step, such as a clamp
+    post: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:  # (n_items, m)
-    "Spread over a graph with a pull back to the start (Zhou et al. 2004; Huang et al. 2020, eq. 3)."
+    """Spread over a graph with a pull back to the start (Zhou et al. 2004; Huang et al.
+    2020, eq. 3)."""
     X = X0
     for _ in range(steps):
         X = np.float32(share) * (S @ X) + np.float32(1 - share) * X0
         X = X if post is None else post(X)
     if not np.isfinite(X.max(initial=0)):
-        raise InputError("spreading grows beyond all bounds: S must be normalised, such as by `normalise`")
+        raise InputError(
+            "spreading grows beyond all bounds: S must be normalised, such as by "
+            "`normalise`"
+        )
     return X
 
 # %% ../nbs/05a_diffusion.ipynb #ra11
@@ -51,7 +70,8 @@ def rescale(
     E: sparse.csc_matrix,  # (n_items, m) what it was spread from
     scale: Scale,
 ) -> np.ndarray:  # (n_items, m)
-    "Bring a spread residual back to the size of the errors seen (Huang et al. 2020, section 2.2)."
+    """Bring a spread residual back to the size of the errors seen (Huang et al. 2020,
+    section 2.2)."""
     check_choice("scale", scale, SCALES)
     if scale == "fixed":
         return R
@@ -62,10 +82,16 @@ def rescale(
         size = size.sum(axis=0) / np.maximum((size > 0).sum(axis=0), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         gamma = sigma / size
-    return (np.where(gamma <= 1000, gamma, 1) * R).astype(np.float32)  # beyond that, and 0/0: unscaled
+    # beyond that, and 0/0: unscaled
+    return (np.where(gamma <= 1000, gamma, 1) * R).astype(np.float32)
 
 # %% ../nbs/05a_diffusion.ipynb #ra14
-@door(E=Columns("n m"), S=Rows("n n", low=0), spread=Number(low=0, high=1), steps=Count(low=0, high=1000))
+@door(
+    E=Columns("n m"),
+    S=Rows("n n", low=0),
+    spread=Number(low=0, high=1),
+    steps=Count(low=0, high=1000),
+)
 def spread_residual(
     E: sparse.csc_matrix,  # (n_items, m) residual
     S: sparse.csr_matrix,  # (n_items, n_items) normalised graph
@@ -122,7 +148,8 @@ def spread_back(
     spread: float,  # share taken from the neighbours in a step
     steps: int,
 ) -> np.ndarray:  # g, (n,)
-    "How much of each label's residual `spread_residual` brings to weighted items, at a fixed scale."
+    """How much of each label's residual `spread_residual` brings to weighted items, at
+    a fixed scale."""
     g, back = s.astype(np.float64), S.T.tocsr()
     arrived = np.zeros(len(labelled))
     for _ in range(steps):
@@ -145,25 +172,35 @@ _CHOICES = {
 
 def _check_linear(config: "Diffusion") -> None:
     if config.scale != "fixed":
-        raise InputError(f"with scale {config.scale!r} a score is no sum over labels; only 'fixed' is")
+        raise InputError(
+            f"with scale {config.scale!r} a score is no sum over labels; only "
+            "'fixed' is"
+        )
     if config.T and config.smoothing == "labels":
-        raise InputError("with smoothing 'labels' a score is no sum over labels; only with 'scores' it is")
+        raise InputError(
+            "with smoothing 'labels' a score is no sum over labels; only with "
+            "'scores' it is"
+        )
 
 # %% ../nbs/05a_diffusion.ipynb #ra26
 @dataclass(frozen=True)
 class Diffusion(Refinement):
     "Settings of the paper's two steps."
 
-    rule, is_local = "diffusion", False  # its name in tables and files; every score depends on far labels
-    alpha: float = 2.0  # trust in the correction of a user with many labels; above 1 makes it larger
+    # its name in tables and files; every score depends on far labels
+    rule, is_local = "diffusion", False
+    # trust in the correction of a user with many labels; above 1 makes it larger
+    alpha: float = 2.0
     half_trust: float = 20.0  # nu, labels at which a user's trust is half of alpha
     spread: float = 0.8  # of residuals: share taken from the neighbours in a step
     steps: int = 10  # of spreading residuals
     scale: Scale = "fixed"
-    spread_normalisation: Normalisation = "symmetric"  # of the graph residuals are spread over
+    # of the graph residuals are spread over
+    spread_normalisation: Normalisation = "symmetric"
     smoothing: Smoothing = "scores"
     beta: float = 0.5  # share taken from the neighbours in a smoothing step
-    T: int = 0  # smoothing steps; with 0 there is no smoothing, whatever the other settings of it
+    # smoothing steps; with 0 there is no smoothing, whatever the other settings of it
+    T: int = 0
     normalisation: Normalisation = "row"  # of the graph that is smoothed over
     keep_labels: bool = False  # smoothing labels: labelled items keep their label
 
@@ -179,13 +216,21 @@ class Diffusion(Refinement):
         S = graph.normalised(self.spread_normalisation)
         return unwrap(spread_residual)(E, S, self.spread, self.steps, self.scale)
 
-    def arrivals(self, s: sparse.csr_matrix, labelled: np.ndarray, graph: Operators) -> np.ndarray:
+    def arrivals(
+        self, s: sparse.csr_matrix, labelled: np.ndarray, graph: Operators
+    ) -> np.ndarray:
         _check_linear(self)
         S = graph.normalised(self.spread_normalisation)
         return unwrap(spread_back)(s.toarray()[0], S, labelled, self.spread, self.steps)
 
-    @door(Z=Floats("n m"), Y=Columns("n m", 0, 1, once=True), graph=Of("n n", kind=Operators))
-    def smoothed(self, Z: np.ndarray, Y: sparse.csc_matrix, graph: Operators) -> np.ndarray:
+    @door(
+        Z=Floats("n m"),
+        Y=Columns("n m", 0, 1, once=True),
+        graph=Of("n n", kind=Operators),
+    )
+    def smoothed(
+        self, Z: np.ndarray, Y: sparse.csc_matrix, graph: Operators
+    ) -> np.ndarray:
         if self.smoothing == "scores":
             return super().smoothed(Z, Y, graph)
         S = graph.normalised(self.normalisation)

@@ -35,9 +35,21 @@ from correct_smooth.checkpoint import (
     sums_of_users,
 )
 from .checks import InputError, reading
-from .dataset import Interactions, Population, population, rating_step, rating_sums
+from correct_smooth.dataset import (
+    Interactions,
+    Population,
+    population,
+    rating_step,
+    rating_sums,
+)
 from .files import atomic_file
-from .graph import GraphConfig, blend, content_columns, corating_knn, cosine_knn
+from correct_smooth.graph import (
+    GraphConfig,
+    blend,
+    content_columns,
+    corating_knn,
+    cosine_knn,
+)
 from .model import ItemUserModel, ModelConfig
 from correct_smooth.ranks import (
     all_gather,
@@ -75,7 +87,9 @@ def everybodys_population(pairs: Interactions) -> Population:  # of this rank
 # %% ../nbs/13b_distributed.ipynb #d06b
 def numbering(
     users: pd.Index,  # (n,) of this rank
-) -> np.ndarray:  # (n,) int64, their places among the users of all ranks, sorted by id; alone, 0 to n - 1
+    # (n,) int64, their places among the users of all ranks, sorted by id; alone, 0 to n
+    # - 1
+) -> np.ndarray:
     "Where users stand among everybody's."
     if world_size() == 1:
         return np.arange(len(users))
@@ -90,13 +104,17 @@ def generator_behind(seed: int, n: int) -> np.random.Generator:
 # %% ../nbs/13b_distributed.ipynb #d07a
 def everybody(
     pairs: Interactions,  # of this rank
-) -> Interactions:  # of all ranks, users numbered among all; labels are not sent and are nan
-    "The ratings of all ranks, in the order of ranks, for what cannot be found out apart."
+) -> (
+    Interactions
+):  # of all ranks, users numbered among all; labels are not sent and are nan
+    """The ratings of all ranks, in the order of ranks, for what cannot be found out
+    apart."""
     if world_size() == 1:
         return pairs
     place = numbering(pairs.users).astype(np.int32)
     user, item, rating = (
-        np.concatenate(all_gather(column)) for column in (place[pairs.user], pairs.item, pairs.rating)
+        np.concatenate(all_gather(column))
+        for column in (place[pairs.user], pairs.item, pairs.rating)
     )
     users = pd.RangeIndex(int(all_reduce_sum(len(pairs.users))))
     unknown = np.broadcast_to(np.float32("nan"), len(user))
@@ -109,10 +127,13 @@ def _put_together(A: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
     "Rows that the ranks found, each in its place; `rows` tells which are this rank's."
     own = A[rows]
     data, indices, count, place = (
-        np.concatenate(all_gather(part)) for part in (own.data, own.indices, np.diff(own.indptr), rows)
+        np.concatenate(all_gather(part))
+        for part in (own.data, own.indices, np.diff(own.indptr), rows)
     )
     starts = np.append(0, np.cumsum(count))
-    return sparse.csr_matrix((data, indices, starts), (len(place), A.shape[1]))[np.argsort(place)]
+    return sparse.csr_matrix((data, indices, starts), (len(place), A.shape[1]))[
+        np.argsort(place)
+    ]
 
 
 def shared_graph(
@@ -123,11 +144,15 @@ def shared_graph(
 ) -> sparse.csr_matrix:  # the same on every rank
     "What `item_graph` makes of everybody's ratings."
     rows, threads = np.arange(X.shape[0])[rank() :: world_size()], get_num_threads()
-    content = _put_together(cosine_knn(content_columns(X, blocks, config), config.k, threads, rows), rows)
+    content = _put_together(
+        cosine_knn(content_columns(X, blocks, config), config.k, threads, rows), rows
+    )
     corated = None
     if config.corating:
         everybodys = everybody(pairs)
-        found = corating_knn(everybodys, config.corating_k, config.corating_shrinkage, threads, rows)
+        found = corating_knn(
+            everybodys, config.corating_k, config.corating_shrinkage, threads, rows
+        )
         corated = _put_together(found, rows)
     return blend(content, corated, config)
 
@@ -144,15 +169,19 @@ def normal_rows(
     n: int,  # rows of the table
     d: int,
     std: float,
-    place: np.ndarray | None = None,  # (m,) which rows to keep, in this order; None: all
+    # (m,) which rows to keep, in this order; None: all
+    place: np.ndarray | None = None,
     rows: int = 65_536,  # drawn at a time, a multiple of 16
 ) -> Tensor:  # (m, d)
-    "Rows of a random table, the same whether all of it is kept or a part; the whole is never in memory."
+    """Rows of a random table, the same whether all of it is kept or a part; the whole
+    is never in memory."""
     if place is None:
         return torch.empty(n, d).normal_(std=std)
     order = np.argsort(place, kind="stable")
     out, starts = torch.empty(len(place), d), [*range(0, n, rows)]
-    if len(starts) > 1 and (n - starts[-1]) * d < 16:  # PyTorch draws in sixteens, and fewer in another way
+    if (
+        len(starts) > 1 and (n - starts[-1]) * d < 16
+    ):  # PyTorch draws in sixteens, and fewer in another way
         starts.pop()
     for start, end in zip(starts, [*starts[1:], n], strict=True):
         block = torch.empty(end - start, d).normal_(std=std)
@@ -175,12 +204,17 @@ class ShardModel(ItemUserModel):
         self.place = place
         super().__init__(n_features, n_users, n_items, config)
 
-    def _user_tables(self, n_users: int, config: ModelConfig) -> tuple[nn.Embedding, nn.Embedding]:
+    def _user_tables(
+        self, n_users: int, config: ModelConfig
+    ) -> tuple[nn.Embedding, nn.Embedding]:
         for d in (config.emb_dim, 1):
-            normal_rows(n_users, d, 1.0, self.place)  # drawn in one process as well, and thrown away
+            # drawn in one process as well, and thrown away
+            normal_rows(n_users, d, 1.0, self.place)
         vectors, biases = (
             nn.Embedding.from_pretrained(
-                normal_rows(n_users, d, config.init_std, self.place), freeze=False, sparse=True
+                normal_rows(n_users, d, config.init_std, self.place),
+                freeze=False,
+                sparse=True,
             )
             for d in (config.emb_dim, 1)
         )
@@ -192,7 +226,8 @@ def shared_step_size(
     n_ratings: int,  # of all ranks
     ranks: int,
 ) -> int:
-    "Ratings in a batch, of all ranks together: as set, or what suits so many ratings and ranks."
+    """Ratings in a batch, of all ranks together: as set, or what suits so many ratings
+    and ranks."""
     alone = step_size(replace(config, batch_size=None), n_ratings)
     return config.batch_size or min(ranks * alone, max(n_ratings // 100, alone))
 
@@ -213,7 +248,15 @@ def shares(
 # %% ../nbs/13b_distributed.ipynb #d17e
 def same_everywhere(text: str) -> bool:
     "Whether all ranks have the same to say."
-    return len({said.tobytes() for said in all_gather(np.frombuffer(text.encode(), np.uint8))}) == 1
+    return (
+        len(
+            {
+                said.tobytes()
+                for said in all_gather(np.frombuffer(text.encode(), np.uint8))
+            }
+        )
+        == 1
+    )
 
 # %% ../nbs/13b_distributed.ipynb #d18
 class SharedTraining(Training):
@@ -237,23 +280,31 @@ class SharedTraining(Training):
         shared = self.optimizer.param_groups[0]["params"]
         self.optimizer.register_step_pre_hook(lambda *_: sum_in_place(shared))
         if world_size() > 1:
-            torch.manual_seed(int(self.rng.integers(2**63)))  # each rank silences units of its own
+            # each rank silences units of its own
+            torch.manual_seed(int(self.rng.integers(2**63)))
 
     def losses(self) -> tuple[float, float]:
         "Mean losses over the ratings of all ranks."
         steps = shares(self.pairs.item, self.together, self.n_ratings, self.rng)
         own = [self.epoch_loss(steps), self.valid_loss()]
         summed = all_reduce_sum(np.array(own))
-        return float(summed[0] / self.n_ratings), float(summed[1] / max(self.n_valid, 1))
+        return float(summed[0] / self.n_ratings), float(
+            summed[1] / max(self.n_valid, 1)
+        )
 
     def result(self) -> Trained:
         "The same, once all ranks have ended with the same shared weights."
         done = super().result()
         weights = done.model.state_dict().items()
-        shared = {name: weight.numpy(force=True) for name, weight in weights if name not in USER_TABLES}
+        shared = {
+            name: weight.numpy(force=True)
+            for name, weight in weights
+            if name not in USER_TABLES
+        }
         if not same_everywhere(sha256_of(shared, None)):
             raise RuntimeError(
-                "the ranks' shared weights have drifted apart; are all on the same kind of machine?"
+                "the ranks' shared weights have drifted apart; are all on the "
+                "same kind of machine?"
             )
         return done
 
@@ -277,7 +328,9 @@ def train_shared(
     if not len(pairs):
         where = f" on rank {rank()}; use fewer ranks" if world_size() > 1 else ""
         raise InputError(f"there are no ratings to train on{where}")
-    training = SharedTraining(X, pairs, valid, model_config, config, seed, S, stop, start, audience)
+    training = SharedTraining(
+        X, pairs, valid, model_config, config, seed, S, stop, start, audience
+    )
     if valid is not None and not training.n_valid:
         raise InputError("there are no ratings to stop by; give None to train without")
     return run_training(training, callbacks, progress)
@@ -287,7 +340,9 @@ def _is_of_users(name: str, tensors: dict[str, Tensor]) -> bool:
     "Whether a tensor of a checkpoint has a row for each user of its rank."
     kind, _, rest = name.partition(".")
     if kind == "adam":  # numbered, users' tables last
-        last = max(int(other.split(".")[1]) for other in tensors if other.startswith("adam."))
+        last = max(
+            int(other.split(".")[1]) for other in tensors if other.startswith("adam.")
+        )
         number, moment = rest.split(".")
         return int(number) > last - len(USER_TABLES) and moment != "step"
     return rest in USER_TABLES
@@ -309,7 +364,9 @@ def dealt_anew(
         ours = place[order][at] == theirs
         for name, tensor in tensors.items():
             if _is_of_users(name, tensors):
-                rows = found.setdefault(name, tensor.new_empty(len(order), *tensor.shape[1:]))
+                rows = found.setdefault(
+                    name, tensor.new_empty(len(order), *tensor.shape[1:])
+                )
                 rows[order[at[ours]]] = tensor[ours]
             else:
                 found.setdefault(name, tensor)
@@ -342,7 +399,10 @@ def keep_state(
         save_tensors(alone, tensors, about)
         named.unlink(missing_ok=True)
     else:
-        names = [f"{name}-{epoch}-{at}-of-{world_size()}.safetensors" for at in range(world_size())]
+        names = [
+            f"{name}-{epoch}-{at}-of-{world_size()}.safetensors"
+            for at in range(world_size())
+        ]
         save_tensors(folder / names[rank()], tensors | {"place": place}, about)
         barrier()  # from here on every rank's file is there
         if rank() == 0:
@@ -362,23 +422,32 @@ class SharedCheckpoint(Checkpoint):
     def on_train_begin(self, training: Training) -> None:
         "Take up the state of this training, if all ranks have kept it."
         place = (
-            training.place if isinstance(training, SharedTraining) else np.arange(len(training.pairs.users))
+            training.place
+            if isinstance(training, SharedTraining)
+            else np.arange(len(training.pairs.users))
         )
         sums = [int(all_reduce_sum(own)) for own in sums_of_users(training, place)]
         self.name = fingerprint(training, int(all_reduce_sum(len(place))), sums)
         if not same_everywhere(self.name):
-            raise InputError("the ranks have different items, graphs or settings; give all of them the same")
+            raise InputError(
+                "the ranks have different items, graphs or settings; give all of "
+                "them the same"
+            )
         self.place, self.written = torch.from_numpy(place), monotonic()
         found = whole_state(self.folder, self.name) if rank() == 0 else []
         names = broadcast("|".join(file.name for file in found))
         files = [self.folder / name for name in names.split("|") if name]
         if files:
             try:
-                state = self._own(files) or dealt_anew(map(self.read, files), self.place)
+                state = self._own(files) or dealt_anew(
+                    map(self.read, files), self.place
+                )
                 with reading(files[0]):
                     restore(training, *state)
             except InputError as error:
-                raise InputError(f"{error}. To train from the beginning, delete that file") from error
+                raise InputError(
+                    f"{error}. To train from the beginning, delete that file"
+                ) from error
 
     def on_epoch_end(self, training: Training) -> None:
         "Keep the state if it is time by the clock of rank 0, or the end."
@@ -386,12 +455,20 @@ class SharedCheckpoint(Checkpoint):
         if training.over or broadcast(late) == "due":
             tensors, numbers = state_of(training)
             about = {"training": self.name, "numbers": json.dumps(numbers)}
-            keep_state(self.folder, self.name, training.epoch, tensors, self.place, about)
+            keep_state(
+                self.folder, self.name, training.epoch, tensors, self.place, about
+            )
             self.written = monotonic()
 
-    def _own(self, files: list[Path]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _own(
+        self, files: list[Path]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         "What this rank has written, if users are dealt to the ranks as they were then."
         if len(files) != world_size():
             return None
         tensors, numbers = self.read(files[rank()])
-        return (tensors, numbers) if torch.equal(tensors.pop("place", self.place), self.place) else None
+        return (
+            (tensors, numbers)
+            if torch.equal(tensors.pop("place", self.place), self.place)
+            else None
+        )

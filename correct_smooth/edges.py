@@ -21,7 +21,13 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from .arrays import Rows, as_floats, door
-from .checks import InputError, check_arrays, check_parquet, check_size, reading
+from correct_smooth.checks import (
+    InputError,
+    check_arrays,
+    check_parquet,
+    check_size,
+    reading,
+)
 from .data import remarks
 from .graph import check_graph
 from .ids import find_ids
@@ -40,14 +46,16 @@ def _meant(names: pd.Index) -> dict[str, list[Any]]:
     "Columns that may be meant by source, target and weight."
     plain = {name: str(name).strip().casefold() for name in names}
     return {
-        meaning: [name for name in names if plain[name] in known] for meaning, known in EDGE_COLUMNS.items()
+        meaning: [name for name in names if plain[name] in known]
+        for meaning, known in EDGE_COLUMNS.items()
     }
 
 
 def edge_columns(
     names: pd.Index,  # of a table of edges
 ) -> dict[str, Any]:  # source, target and perhaps weight -> the column that is meant
-    "Which column is which; raises `InputError` where one is missing, or several may be meant."
+    """Which column is which; raises `InputError` where one is missing, or several may
+    be meant."""
     meant = _meant(names)
     absent = [end for end in ("source", "target") if not meant[end]]
     if absent:
@@ -56,7 +64,9 @@ def edge_columns(
     for meaning, columns in meant.items():
         if len(columns) > 1:
             several = ", ".join(map(repr, columns))[:300]
-            raise InputError(f"edges have several columns for the {meaning}: {several}; keep one")
+            raise InputError(
+                f"edges have several columns for the {meaning}: {several}; keep one"
+            )
     return {meaning: columns[0] for meaning, columns in meant.items() if columns}
 
 # %% ../nbs/02a_edges.ipynb #rca02
@@ -71,8 +81,9 @@ def _edge_weights(edges: pd.DataFrame, column: Any) -> np.ndarray:
         ends = list(edge_columns(edges.columns).values())[:2]
         source, target = (edges[end].iloc[at] for end in ends)
         raise InputError(
-            f"weight of edge {source} -> {target} (row {edges.index[at]}) is '{edges[column].iloc[at]}'; "
-            f"weights must be 0 or more, and below 1e15 ({int(bad.sum())} are not)"
+            f"weight of edge {source} -> {target} (row {edges.index[at]}) is "
+            f"'{edges[column].iloc[at]}'; weights must be 0 or more, and below 1e15 "
+            f"({int(bad.sum())} are not)"
         )
     return weight
 
@@ -82,7 +93,9 @@ def _find(ids: pd.Series, items: pd.Index) -> np.ndarray:
     try:
         return find_ids(ids, items)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{ids.name} of edges must hold item ids: {error}"[:300]) from error
+        raise InputError(
+            f"{ids.name} of edges must hold item ids: {error}"[:300]
+        ) from error
 
 
 def _edge_matrix(
@@ -102,7 +115,9 @@ def _edge_matrix(
     dropped["edges of weight 0"] = int((known & ~loop & (weight == 0)).sum())
     dropped["edges given again"] = int(use.sum()) - len(table)
     shape = (n_items, n_items)
-    return sparse.csr_matrix((table["w"], (table["i"], table["j"])), shape=shape, dtype=np.float32)
+    return sparse.csr_matrix(
+        (table["w"], (table["i"], table["j"])), shape=shape, dtype=np.float32
+    )
 
 # %% ../nbs/02a_edges.ipynb #rca06
 def edge_graph(
@@ -110,9 +125,12 @@ def edge_graph(
     items: pd.Index,  # the catalogue: item id at each position
     dropped: dict[str, int] | None = None,  # receives what was left out and how often
 ) -> sparse.csr_matrix:  # A, (n_items, n_items) float32
-    "A graph from a list of edges; raises `InputError` for weights that are not 0 or more."
+    """A graph from a list of edges; raises `InputError` for weights that are not 0 or
+    more."""
     if edges.columns.duplicated().any():
-        raise InputError(f"edges have a column twice; found: {', '.join(map(str, edges.columns))}")
+        raise InputError(
+            f"edges have a column twice; found: {', '.join(map(str, edges.columns))}"
+        )
     meant = edge_columns(edges.columns)
     dropped = {} if dropped is None else dropped
     weight = _edge_weights(edges, column := meant.get("weight"))
@@ -120,8 +138,9 @@ def edge_graph(
     A = _edge_matrix(source, target, weight, len(items), dropped)
     if not A.nnz:
         raise InputError(
-            f"no edge joins two known items: edges hold {edges[meant['source']][:2].tolist()}, "
-            f"items are {items[:2].tolist()} ...; edges use the ids of the items"
+            "no edge joins two known items: edges hold "
+            f"{edges[meant['source']][:2].tolist()}, items are {items[:2].tolist()} "
+            "...; edges use the ids of the items"
             + "".join(f"; {remark}" for remark in remarks(dropped))
         )
     if column not in (None, "weight"):
@@ -132,7 +151,8 @@ def edge_graph(
 
 # %% ../nbs/02a_edges.ipynb #c010
 def _npz_columns(path: Path) -> pd.DataFrame | sparse.csr_matrix:
-    "Arrays as columns, all with a number for each edge; or the matrix that SciPy has saved."
+    """Arrays as columns, all with a number for each edge; or the matrix that SciPy has
+    saved."""
     check_arrays(path)
     with np.load(path, allow_pickle=False) as file:
         if {"format", "shape", "data"} <= set(file.files):
@@ -140,11 +160,16 @@ def _npz_columns(path: Path) -> pd.DataFrame | sparse.csr_matrix:
             return check_graph(A, max(A.shape))
         arrays = {name: file[name] for name in file.files}
     shapes = {name: array.shape for name, array in arrays.items()}
-    if {len(shape) for shape in shapes.values()} != {1} or len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())[:300]
+    if {len(shape) for shape in shapes.values()} != {1} or len(
+        set(shapes.values())
+    ) > 1:
+        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())[
+            :300
+        ]
         raise InputError(
-            f"{path}: arrays source, target and perhaps weight must have a number for each edge; "
-            f"found: {found}; hand over a scipy matrix or an edge_index itself, not its file"
+            f"{path}: arrays source, target and perhaps weight must have a number for "
+            f"each edge; found: {found}; hand over a scipy matrix or an edge_index "
+            "itself, not its file"
         )
     return pd.DataFrame(arrays)
 
@@ -153,13 +178,16 @@ def _parquet_columns(path: Path) -> pd.DataFrame:
     "Parquet, every value of it sound."
     check_parquet(path)
     table = pq.read_table(path)
-    table.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
+    # text that is no UTF-8 shows up here rather than anywhere later
+    table.validate(full=True)
     frame = table.to_pandas()
-    return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column
+    # a named index is a column
+    return frame.reset_index(drop=frame.index.names == [None])
 
 # %% ../nbs/02a_edges.ipynb #e01
 def _unpacked(path: Path) -> Any:
-    "A file as it is, or the bytes in one packed by gzip; raises `InputError` where they are too many."
+    """A file as it is, or the bytes in one packed by gzip; raises `InputError` where
+    they are too many."""
     if path.suffix.lower() != ".gz":
         return path
     held, out = path.stat().st_size, io.BytesIO()
@@ -172,7 +200,8 @@ def _unpacked(path: Path) -> Any:
 
 
 def _csv_columns(path: Path) -> pd.DataFrame:
-    "A CSV as text, or as numbers where no cell of the columns for edges is anything else."
+    """A CSV as text, or as numbers where no cell of the columns for edges is anything
+    else."""
     tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
     form: dict[str, Any] = {"sep": "\t"} if tabs else {}
     names = read_csv(_unpacked(path), nrows=0, where=str(path), **form).columns
@@ -181,7 +210,11 @@ def _csv_columns(path: Path) -> pd.DataFrame:
         for meaning, columns in _meant(names).items()
         for name in columns
     }
-    return from_cells(read_csv(_unpacked(path), kinds=None if tabs else kinds, where=str(path), **form))
+    return from_cells(
+        read_csv(
+            _unpacked(path), kinds=None if tabs else kinds, where=str(path), **form
+        )
+    )
 
 # %% ../nbs/02a_edges.ipynb #e04
 def _networkx_table(graph: Any) -> pd.DataFrame:
@@ -196,11 +229,15 @@ def _networkx_table(graph: Any) -> pd.DataFrame:
 
 
 def _graphml_columns(path: Path) -> pd.DataFrame:
-    "The edges of a GraphML file with their attributes; those of an undirected graph in both directions."
+    """The edges of a GraphML file with their attributes; those of an undirected graph
+    in both directions."""
     from networkx import NetworkXException, read_graphml
 
     def refuse(*declared: Any) -> None:
-        raise InputError(f"{path} declares a document type ({declared[0]}), which no graph needs; remove it")
+        raise InputError(
+            f"{path} declares a document type ({declared[0]}), which no graph "
+            "needs; remove it"
+        )
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
@@ -212,7 +249,9 @@ def _graphml_columns(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} holds no GraphML: {error}") from error
     edges = _networkx_table(graph)
     turned = edges.rename(columns={"source": "target", "target": "source"})
-    return edges if graph.is_directed() else pd.concat([edges, turned], ignore_index=True)
+    return (
+        edges if graph.is_directed() else pd.concat([edges, turned], ignore_index=True)
+    )
 
 # %% ../nbs/02a_edges.ipynb #rca08
 _EDGE_READERS: dict[str, Callable[[Path], Any]] = {
@@ -228,12 +267,20 @@ _EDGE_READERS: dict[str, Callable[[Path], Any]] = {
 
 def read_edges(
     path: str | Path,  # .csv, .tsv (or .gz of them), .parquet, .npz or .graphml
-) -> Any:  # a table with source, target and perhaps weight; of SciPy's .npz, the matrix, by position
+    # a table with source, target and perhaps weight; of SciPy's .npz, the matrix, by
+    # position
+) -> Any:
     "Read a list of edges; raises `InputError` for a file that holds none."
     path = Path(path).expanduser()
-    suffix = "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    suffix = (
+        "".join(path.suffixes[-2:]).lower()
+        if path.suffix.lower() == ".gz"
+        else path.suffix.lower()
+    )
     if suffix not in _EDGE_READERS:
-        raise InputError(f"{path.name} is none of the formats for edges: {', '.join(_EDGE_READERS)}")
+        raise InputError(
+            f"{path.name} is none of the formats for edges: {', '.join(_EDGE_READERS)}"
+        )
     with reading(path):
         edges = _EDGE_READERS[suffix](path)
     if sparse.issparse(edges):
@@ -249,7 +296,8 @@ def read_edges(
 # %% ../nbs/02a_edges.ipynb #c012
 @door(A=Rows("n n"))
 def both_ways(A: sparse.csr_matrix) -> sparse.csr_matrix:
-    "Every edge in both directions: at its weight where it was given in one, at the mean where in both."
+    """Every edge in both directions: at its weight where it was given in one, at the
+    mean where in both."""
     given = sparse.csr_matrix((np.ones(A.nnz), A.indices, A.indptr), A.shape)
     count, both = given + given.T, sparse.csr_matrix(A + A.T, dtype=np.float64)
     return sparse.csr_matrix(both.multiply(count.power(-1)), dtype=np.float32)
@@ -259,7 +307,9 @@ def _array(values: Any) -> np.ndarray | None:
     "An array, or what a tensor holds; None for anything else."
     if isinstance(values, np.ndarray) or callable(getattr(values, "detach", None)):
         with reading("edges"):
-            return np.asarray(values if isinstance(values, np.ndarray) else values.detach().cpu())
+            return np.asarray(
+                values if isinstance(values, np.ndarray) else values.detach().cpu()
+            )
     return None
 
 
@@ -267,16 +317,20 @@ def _edge_index(edges: Any, n_items: int) -> np.ndarray:  # (2, n_edges) positio
     "Edges by position, as PyTorch Geometric has them."
     at = _array(edges)
     if at is None or at.ndim != 2 or len(at) != 2 or at.dtype.kind not in "iu":
-        shown = f"{type(edges).__name__}{'' if at is None else f' of shape {at.shape} and type {at.dtype}'}"
+        shown = type(edges).__name__
+        if at is not None:
+            shown += f" of shape {at.shape} and type {at.dtype}"
         raise InputError(
-            "edges must be a DataFrame with source, target and perhaps weight, by item id; a file of them "
-            f"({', '.join(_EDGE_READERS)}); a networkx graph of item ids; or, by position, a scipy sparse "
-            "matrix of items x items or an edge_index of 2 x edges whole numbers, alone or with weights; "
-            f"got {shown}"
+            "edges must be a DataFrame with source, target and perhaps weight, by "
+            f"item id; a file of them ({', '.join(_EDGE_READERS)}); a networkx graph "
+            "of item ids; or, by position, a scipy sparse matrix of items x items or "
+            "an edge_index of 2 x edges whole numbers, alone or with weights; got "
+            f"{shown}"
         )
     if at.size and not 0 <= at.min() <= at.max() < n_items:
         raise InputError(
-            f"edge_index must hold positions from 0 to {n_items - 1}, got {at.min()} to {at.max()}"
+            f"edge_index must hold positions from 0 to {n_items - 1}, got "
+            f"{at.min()} to {at.max()}"
         )
     return at.astype(np.int64)
 
@@ -288,29 +342,42 @@ def _weighted_index(
     "Edges by position, and their weights; 1 where none are given."
     if hasattr(edges, "edge_index"):
         named = (getattr(edges, name, None) for name in ("edge_weight", "edge_attr"))
-        edges = (edges.edge_index, next((one for one in named if one is not None), None))
-    index, weight = edges if isinstance(edges, tuple) and len(edges) == 2 else (edges, None)
+        edges = (
+            edges.edge_index,
+            next((one for one in named if one is not None), None),
+        )
+    index, weight = (
+        edges if isinstance(edges, tuple) and len(edges) == 2 else (edges, None)
+    )
     at = _edge_index(index, n_items)
     if weight is None:
         return at, np.ones(at.shape[1], np.float32)
     values = _array(weight)
     if values is None or values.size != at.shape[1]:
         shown = type(weight).__name__ if values is None else f"shape {values.shape}"
-        raise InputError(f"edge weights must be one number for each of {at.shape[1]} edges; got {shown}")
+        raise InputError(
+            f"edge weights must be one number for each of {at.shape[1]} edges; "
+            f"got {shown}"
+        )
     return at, as_floats("edge weight", values.reshape(-1), low=0)
 
 # %% ../nbs/02a_edges.ipynb #c015
 def given_graph(
-    edges: Any,  # a table of edges or its file; a scipy matrix, networkx graph or edge_index
+    # a table of edges or its file; a scipy matrix, networkx graph or edge_index
+    edges: Any,
     items: pd.Index,  # the catalogue: item id at each position
     dropped: dict[str, int] | None = None,  # receives what was left out and how often
-) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, with the directions as they are given
+) -> (
+    sparse.csr_matrix
+):  # A, (n_items, n_items) float32, with the directions as they are given
     "A movie graph from whatever holds one; raises `InputError` for anything else."
     dropped = {} if dropped is None else dropped
     edges = read_edges(edges) if isinstance(edges, (str, Path)) else edges
     if isinstance(edges, pd.DataFrame):
         return edge_graph(edges, items, dropped)
-    if callable(getattr(edges, "is_directed", None)) and callable(getattr(edges, "edges", None)):
+    if callable(getattr(edges, "is_directed", None)) and callable(
+        getattr(edges, "edges", None)
+    ):
         A = edge_graph(_networkx_table(edges), items, dropped)
         return A if edges.is_directed() else A.maximum(A.T)
     if sparse.issparse(edges):
@@ -321,5 +388,7 @@ def given_graph(
         A = _edge_matrix(source, target, weight, len(items), dropped)
     if not A.nnz:
         lost = "".join(f"; {remark}" for remark in remarks(dropped))
-        raise InputError(f"the graph has no edge between two of the {len(items)} items{lost}")
+        raise InputError(
+            f"the graph has no edge between two of the {len(items)} items{lost}"
+        )
     return A

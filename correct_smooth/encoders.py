@@ -17,19 +17,32 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from .checks import InputError
-from .model import ENCODERS, HEADS, Bag, Head, ItemEncoder, ModelConfig, as_bag, bag_sum
+from correct_smooth.model import (
+    ENCODERS,
+    HEADS,
+    Bag,
+    Head,
+    ItemEncoder,
+    ModelConfig,
+    as_bag,
+    bag_sum,
+)
 
 # %% ../nbs/03a_encoders.ipynb #rce06
 def with_neighbours(
     item: np.ndarray,  # (m,) positions of movies
     S: sparse.csr_matrix,  # (n_items, n_items) graph
-) -> tuple[np.ndarray, sparse.csr_matrix]:  # (n,) the movies, then their neighbours; their weights (m, n)
+) -> tuple[
+    np.ndarray, sparse.csr_matrix
+]:  # (n,) the movies, then their neighbours; their weights (m, n)
     "Some movies and all that their neighbourhoods hold, each once."
     rows = S[item]
     movies = np.concatenate([item, np.setdiff1d(rows.indices, item)])
     order = np.argsort(movies, kind="stable")
     place = order[np.searchsorted(movies, rows.indices, sorter=order)]
-    return movies, sparse.csr_matrix((rows.data, place, rows.indptr), shape=(len(item), len(movies)))
+    return movies, sparse.csr_matrix(
+        (rows.data, place, rows.indptr), shape=(len(item), len(movies))
+    )
 
 # %% ../nbs/03a_encoders.ipynb #rce09
 class SageEncoder(ItemEncoder):
@@ -41,18 +54,26 @@ class SageEncoder(ItemEncoder):
     def bags(
         self, X: sparse.csr_matrix, rows: np.ndarray, S: sparse.csr_matrix | None = None
     ) -> tuple[Bag, Bag | None]:
-        "Features of some movies and their neighbours behind them, and weights of the neighbours."
+        """Features of some movies and their neighbours behind them, and weights of the
+        neighbours."""
         if S is None:
-            raise InputError("the encoder is sage and needs the item graph: give S, from `normalise`")
+            raise InputError(
+                "the encoder is sage and needs the item graph: give S, from `normalise`"
+            )
         if S.shape != (X.shape[0], X.shape[0]):
-            raise InputError(f"the graph is of {S.shape[0]} items, the features of {X.shape[0]}")
+            raise InputError(
+                f"the graph is of {S.shape[0]} items, the features of {X.shape[0]}"
+            )
         movies, weights = with_neighbours(rows, S)
         return as_bag(X[movies]), as_bag(weights)
 
     def hidden(self, bag: Bag, neighbours: Bag | None) -> Tensor:  # (n, 2 * hidden_dim)
         "A movie's hidden layer beside the mean of its neighbours'."
         if neighbours is None:
-            raise InputError("the encoder is sage and needs weights of neighbours: take both parts of `bags`")
+            raise InputError(
+                "the encoder is sage and needs weights of neighbours: take both "
+                "parts of `bags`"
+            )
         each = super().hidden(bag, None)
         mean = bag_sum(each, neighbours)
         return torch.cat([each[: len(mean)], mean], dim=1)
@@ -72,7 +93,9 @@ class MLPHeadArrays(NamedTuple):
         "What the units add to the logits of given pairs."
         return np.maximum(self.P[item] + self.Q[user], 0) @ self.w
 
-    def block(self, users: np.ndarray, megabytes: float = 16) -> np.ndarray:  # (n_items, m) float32
+    def block(
+        self, users: np.ndarray, megabytes: float = 16
+    ) -> np.ndarray:  # (n_items, m) float32
         "What they add for every movie and a block of users."
         q, out = self.Q[users], np.empty((len(self.P), len(users)), np.float32)
         step = max(1, int(megabytes * 2**18) // max(q.size, 1))
@@ -84,7 +107,9 @@ class MLPHeadArrays(NamedTuple):
         "The same with a function applied to q."
         return self._replace(Q=change(self.Q))
 
-    def summed(self, others: list["MLPHeadArrays"], share: np.float32) -> "MLPHeadArrays":
+    def summed(
+        self, others: list["MLPHeadArrays"], share: np.float32
+    ) -> "MLPHeadArrays":
         "The units of several heads side by side, with this share of their weights."
         P, Q, w = (np.hstack(arrays) for arrays in zip(self, *others, strict=True))
         return MLPHeadArrays(P, Q, w * share)
@@ -99,14 +124,19 @@ class MLPHead(Head):
         self.user = nn.Linear(config.emb_dim, config.head_dim, bias=False)
         self.out = nn.Linear(config.head_dim, 1, bias=False)
 
-    def forward(self, h: Tensor, u: Tensor) -> Tensor:  # (n,) to add to the logits of n pairs
+    def forward(
+        self, h: Tensor, u: Tensor
+    ) -> Tensor:  # (n,) to add to the logits of n pairs
         "From embeddings (n, k) of each pair's movie and user."
         return self.out(torch.relu(self.item(h) + self.user(u))).squeeze(1)
 
     def arrays(self, H: Tensor, U: Tensor) -> MLPHeadArrays:
-        "The units out of PyTorch, for the movies H (n_items, k) and the users U (n_users, k)."
+        """The units out of PyTorch, for the movies H (n_items, k) and the users U
+        (n_users, k)."""
         tensors = (self.item(H), self.user(U), self.out.weight[0])
-        return MLPHeadArrays(*(tensor.detach().cpu().numpy().copy() for tensor in tensors))
+        return MLPHeadArrays(
+            *(tensor.detach().cpu().numpy().copy() for tensor in tensors)
+        )
 
 
 HEADS["mlp"] = MLPHead

@@ -30,7 +30,8 @@ METRICS = (
 
 # %% ../nbs/06_evaluate.ipynb #c012
 _PLACES = 10
-_DISCOUNT = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(2, _PLACES + 2)))])  # of the first p places
+# of the first p places
+_DISCOUNT = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(2, _PLACES + 2)))])
 
 
 @compiled()
@@ -51,7 +52,11 @@ def _order_metrics(
         size = end - above
         auc += (size - liked) * (liked_above + liked / 2)
         ap += liked * (liked_above + liked) / end
-        dcg += liked / size * (_DISCOUNT[min(end, _PLACES)] - _DISCOUNT[min(above, _PLACES)])
+        dcg += (
+            liked
+            / size
+            * (_DISCOUNT[min(end, _PLACES)] - _DISCOUNT[min(above, _PLACES)])
+        )
         for taken in range(min(end, _PLACES) - above):
             missed *= max(size - liked - taken, 0) / (size - taken)
         above, liked_above = end, liked_above + liked
@@ -66,7 +71,9 @@ _TINY = np.finfo(np.float64).eps
 def _level_metrics(
     y: np.ndarray,  # (n,) bool, liked or not; some are
     z: np.ndarray,  # (n,) float64 scores
-) -> tuple[float, float, float, float, float]:  # accuracy, precision, recall, F1, log loss
+) -> tuple[
+    float, float, float, float, float
+]:  # accuracy, precision, recall, F1, log loss
     "One user's metrics that depend on the level of the scores."
     n, liked, right, called, hits, surprise = len(y), y.sum(), 0, 0, 0, 0.0
     for i in range(n):
@@ -74,14 +81,22 @@ def _level_metrics(
         called += z[i] >= 0.5
         hits += z[i] >= 0.5 and y[i]
         surprise -= np.log(min(max(z[i] if y[i] else 1 - z[i], _TINY), 1 - _TINY))
-    return right / n, hits / max(called, 1), hits / liked, 2 * hits / (called + liked), surprise / n
+    return (
+        right / n,
+        hits / max(called, 1),
+        hits / liked,
+        2 * hits / (called + liked),
+        surprise / n,
+    )
 
 # %% ../nbs/06_evaluate.ipynb #c020
 _KEEP = __name__ != "__main__"  # in the module, not in a notebook
 
 
 @compiled(cache=_KEEP)
-def _one_user(y: np.ndarray, z: np.ndarray) -> np.ndarray:  # (9,) in the order of `METRICS`
+def _one_user(
+    y: np.ndarray, z: np.ndarray
+) -> np.ndarray:  # (9,) in the order of `METRICS`
     "Metrics of one user, whose movies come in any order; nan without both labels."
     if y.all() or not y.any():
         return np.full(len(METRICS), np.nan)
@@ -101,7 +116,9 @@ def _each_user(
     for u in prange(len(start) - 1):
         at = slice(start[u], start[u + 1])
         one = _one_user(y[at], z[at])
-        for k in range(len(METRICS)):  # whole rows would bring in the text of an error, seconds to compile
+        for k in range(
+            len(METRICS)
+        ):  # whole rows would bring in the text of an error, seconds to compile
             found[u, k] = one[k]
     return found
 
@@ -111,23 +128,31 @@ def user_metrics(
     y: np.ndarray,  # (n,) labels, 0 or 1
     z: np.ndarray,  # (n,) scores between 0 and 1
     n_users: int,
-) -> pd.DataFrame:  # n_users rows, a column a metric; all nan for users without both labels
+) -> (
+    pd.DataFrame
+):  # n_users rows, a column a metric; all nan for users without both labels
     "Each user's metrics over their own pairs; equal to scikit-learn's, user by user."
     user, y, z = map(np.asarray, (user, y, z))
     for name, values in (("user", user), ("y", y), ("z", z)):
         if values.ndim != 1 or (values.size and values.dtype.kind not in "buif"):
             raise InputError(
-                f"{name} must be an array of numbers, one a pair; got {values.dtype} {values.shape}"
+                f"{name} must be an array of numbers, one a pair; got "
+                f"{values.dtype} {values.shape}"
             )
     check_number("n_users", n_users, 0, whole=True)
     z = z.astype(np.float64, copy=False)
     if not len(user) == len(y) == len(z):
-        raise InputError(f"{len(user)} users, {len(y)} labels and {len(z)} scores; each pair has one of each")
+        raise InputError(
+            f"{len(user)} users, {len(y)} labels and {len(z)} scores; each pair "
+            "has one of each"
+        )
     known = (user >= 0) & (user < n_users) & (user % 1 == 0)
     _check("user", user, known, f"positions are whole numbers from 0 to {n_users - 1}")
     _check("label", y, (y == 0) | (y == 1), "labels must be 0 or 1")
     _check("score", z, (z >= 0) & (z <= 1), "scores must lie between 0 and 1")
-    pairs = sparse.csr_array((y == 1, user, np.arange(len(user) + 1)), (len(user), n_users)).tocsc()
+    pairs = sparse.csr_array(
+        (y == 1, user, np.arange(len(user) + 1)), (len(user), n_users)
+    ).tocsc()
     found = _each_user(pairs.indptr.astype(np.int64), pairs.data, z[pairs.indices])
     return pd.DataFrame(found, columns=list(METRICS))
 
@@ -146,7 +171,9 @@ def mean_interval(
     values: np.ndarray,  # (n_users, columns), for instance a metric's differences
     resamples: int = 2000,  # of the users, where they are at most `BOOTSTRAP_USERS`
     seed: int = 0,  # of the resamples
-) -> np.ndarray:  # (2, columns) low and high ends, nan where there are fewer than two users
+) -> (
+    np.ndarray
+):  # (2, columns) low and high ends, nan where there are fewer than two users
     "95% interval of each column's mean over users."
     n = len(values)
     if n < 2:
@@ -155,7 +182,8 @@ def mean_interval(
         mean, half = values.mean(axis=0), 1.96 * values.std(axis=0, ddof=1) / np.sqrt(n)
         return np.array([mean - half, mean + half])
     drawn = bootstrap(
-        (values,), np.mean, axis=0, n_resamples=resamples, batch=max(1, 2_000_000 // values.size),
+        (values,), np.mean, axis=0, n_resamples=resamples,
+        batch=max(1, 2_000_000 // values.size),
         method="percentile", rng=np.random.default_rng(seed),
     )  # fmt: skip
     return np.array(drawn.confidence_interval)
@@ -166,8 +194,11 @@ def compare(
     refined: pd.DataFrame,  # of the refined scores, same users
     resamples: int = 2000,  # of the users, where they are at most `BOOTSTRAP_USERS`
     seed: int = 0,  # of the resamples
-) -> pd.DataFrame:  # a row a metric: base, refined, delta, low, high, p_value, better, same, worse
-    "Mean metrics before and after, and the paired difference with its 95% interval over users."
+) -> (
+    pd.DataFrame
+):  # a row a metric: base, refined, delta, low, high, p_value, better, same, worse
+    """Mean metrics before and after, and the paired difference with its 95% interval
+    over users."""
     before, after = base.dropna(), refined.dropna()
     if not len(before) or not before.index.equals(after.index):
         raise InputError(
@@ -175,7 +206,8 @@ def compare(
             "they must be the same, and at least one"
         )
     change = (after - before).to_numpy()
-    upward = np.where(before.columns == "log_loss", -1, 1)  # the one metric where less is better
+    # the one metric where less is better
+    upward = np.where(before.columns == "log_loss", -1, 1)
     low, high = mean_interval(change, resamples, seed)
     return pd.DataFrame(
         {
@@ -184,7 +216,9 @@ def compare(
             "delta": change.mean(axis=0),
             "low": low,
             "high": high,
-            "p_value": [wilcoxon(metric).pvalue if metric.any() else 1.0 for metric in change.T],
+            "p_value": [
+                wilcoxon(metric).pvalue if metric.any() else 1.0 for metric in change.T
+            ],
             "better": (upward * change > 0).mean(axis=0),
             "same": (change == 0).mean(axis=0),
             "worse": (upward * change < 0).mean(axis=0),
@@ -200,7 +234,9 @@ def gain_by_history(
     groups: int = 5,
 ) -> pd.DataFrame:  # a row a group: fewest, most, users, delta, low, high
     "Mean gain of users with few and with many training ratings."
-    table = pd.DataFrame({"delta": np.asarray(refined) - np.asarray(base), "n": n_train}).dropna()
+    table = pd.DataFrame(
+        {"delta": np.asarray(refined) - np.asarray(base), "n": n_train}
+    ).dropna()
     cut = pd.qcut(table["n"], groups, labels=False, duplicates="drop")
     table["group"] = cut.fillna(0)  # missing where everybody has equally many
     out = table.groupby("group").agg(
@@ -211,7 +247,9 @@ def gain_by_history(
         sem=("delta", "sem"),
     )
     half = 1.96 * out.pop("sem")
-    return out.assign(low=out["delta"] - half, high=out["delta"] + half).reset_index(drop=True)
+    return out.assign(low=out["delta"] - half, high=out["delta"] + half).reset_index(
+        drop=True
+    )
 
 # %% ../nbs/06_evaluate.ipynb #c041
 def reading_guide(
@@ -219,11 +257,14 @@ def reading_guide(
     noun: str = "movie",  # what an item is called
 ) -> list[str]:  # sentences that apply
     "What a comparison means, in words."
-    up, down = (set(result.index[side]) for side in (result["low"] > 0, result["high"] < 0))
+    up, down = (
+        set(result.index[side]) for side in (result["low"] > 0, result["high"] < 0)
+    )
     sentences = []
     if "roc_auc" in up:
         sentences.append(
-            f"ROC AUC is up: with the graph, liked {plural(noun)} are placed above the others more often."
+            f"ROC AUC is up: with the graph, liked {plural(noun)} are placed "
+            "above the others more often."
         )
     elif "roc_auc" in down:
         sentences.append(
@@ -237,32 +278,36 @@ def reading_guide(
         )
     if "precision" in up and "recall" in down:
         sentences.append(
-            f"Precision is up and recall down: fewer {plural(noun)} are called liked, more surely. "
-            "A smaller alpha corrects less."
+            f"Precision is up and recall down: fewer {plural(noun)} are called liked, "
+            "more surely. A smaller alpha corrects less."
         )
     if "recall" in up and "precision" in down:
         sentences.append(
-            f"Recall is up and precision down: more {plural(noun)} are called liked, less surely."
+            f"Recall is up and precision down: more {plural(noun)} are called "
+            "liked, less surely."
         )
     if "log_loss" in up:
         sentences.append(
-            "Log loss is up: as probabilities the refined scores are worse, whatever their order says."
+            "Log loss is up: as probabilities the refined scores are worse, "
+            "whatever their order says."
         )
     return sentences
 
 # %% ../nbs/06_evaluate.ipynb #c044
 def check_lists(lists: np.ndarray, n_items: int) -> None:
-    "Raise `InputError` for lists that make no sense, naming the first movie that is wrong."
+    """Raise `InputError` for lists that make no sense, naming the first movie that is
+    wrong."""
     if lists.ndim != 2 or not np.issubdtype(lists.dtype, np.integer):
         raise InputError(
-            f"lists must be a table of whole numbers, a row a user; got {lists.dtype} of shape {lists.shape}"
+            "lists must be a table of whole numbers, a row a user; got "
+            f"{lists.dtype} of shape {lists.shape}"
         )
     strange = (lists < -1) | (lists >= n_items)
     if strange.any():
         u, place = np.argwhere(strange)[0]
         raise InputError(
-            f"list {u} holds item {lists[u, place]}; items are numbered 0 to {n_items - 1}, "
-            "and -1 is an empty place"
+            f"list {u} holds item {lists[u, place]}; items are numbered 0 to "
+            f"{n_items - 1}, and -1 is an empty place"
         )
     ordered = np.sort(lists, axis=1)
     again = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
@@ -271,32 +316,47 @@ def check_lists(lists: np.ndarray, n_items: int) -> None:
         raise InputError(f"list {u} holds item {ordered[u, place]} twice")
 
 # %% ../nbs/06_evaluate.ipynb #h2e02
-def times_recommended(lists: np.ndarray, popularity: np.ndarray) -> np.ndarray:  # (n_items,)
+def times_recommended(
+    lists: np.ndarray, popularity: np.ndarray
+) -> np.ndarray:  # (n_items,)
     "In how many lists each movie is; raises `InputError` for lists that make no sense."
     if popularity.ndim != 1:
-        raise InputError(f"popularity must be one number an item; got popularity of shape {popularity.shape}")
+        raise InputError(
+            "popularity must be one number an item; got popularity of shape "
+            f"{popularity.shape}"
+        )
     odd = ~(np.isfinite(popularity) & (popularity >= 0))
     if odd.any():
         at = int(np.argmax(odd))
-        raise InputError(f"item {at} has {popularity[at]} ratings; it must be a number from 0")
+        raise InputError(
+            f"item {at} has {popularity[at]} ratings; it must be a number from 0"
+        )
     check_lists(lists, len(popularity))
     if not (lists >= 0).any():
-        raise InputError("there is no recommendation in the lists; at least one is needed")
+        raise InputError(
+            "there is no recommendation in the lists; at least one is needed"
+        )
     return np.bincount(lists[lists >= 0], minlength=len(popularity))
 
 # %% ../nbs/06_evaluate.ipynb #c047
 def diversity(
-    lists: np.ndarray,  # (m, n) movies recommended to each user, by position; -1 where a list is shorter
+    # (m, n) movies recommended to each user, by position; -1 where a list is shorter
+    lists: np.ndarray,
     popularity: np.ndarray,  # (n_items,) training ratings of each movie
     n_users: int = 0,  # in training; 0: novelty is not looked at
-) -> dict[str, float]:  # coverage, popularity, catalogue, percentile, overlap, unrated, novelty
-    "How the recommendations to many users spread over the catalogue; `overlap` of a single list is nan."
+) -> dict[
+    str, float
+]:  # coverage, popularity, catalogue, percentile, overlap, unrated, novelty
+    """How the recommendations to many users spread over the catalogue; `overlap` of a
+    single list is nan."""
     lists, popularity = np.asarray(lists), np.asarray(popularity)
     times = times_recommended(lists, popularity)
     held = lists >= 0
     length = held.sum(axis=1)
     m = np.count_nonzero(length)
-    shared = np.where(held, times[lists] - 1, 0).sum(axis=1)[length > 0] / length[length > 0]
+    shared = (
+        np.where(held, times[lists] - 1, 0).sum(axis=1)[length > 0] / length[length > 0]
+    )
     rank = (rankdata(popularity) - 0.5) / len(popularity)
     facts = {
         "coverage": float(np.mean(times > 0)),
@@ -317,7 +377,8 @@ def user_table(
     n_train: pd.Series,  # user_id -> training ratings
     metrics: Mapping[str, Metric] | None = None,  # of your own, by name
 ) -> pd.DataFrame:  # user_id, n_train, n_test, then base_ and refined_ of each metric
-    "Metrics of each user before and after; nan where all held-out movies are liked, or none."
+    """Metrics of each user before and after; nan where all held-out movies are liked,
+    or none."""
     user, ids = pd.factorize(predictions["user_id"], sort=True)
     label, mine = predictions["label"].to_numpy(), check_metrics(metrics, METRICS)
     tables = []
@@ -339,9 +400,12 @@ class Evaluation:
     users: pd.DataFrame  # from `user_table`, without users who cannot be judged
     result: pd.DataFrame  # a row a metric, from `compare`
     skipped: int  # users whose held-out movies are all liked, or none
-    lists: dict[str, np.ndarray] = field(default_factory=dict)  # ordering -> (m, 10) items, -1: empty
-    popularity: np.ndarray = field(default_factory=lambda: np.empty(0))  # (n_items,) training ratings
-    list_users: pd.DataFrame = field(default_factory=pd.DataFrame)  # from `list_table`, a row a list
+    # ordering -> (m, 10) items, -1: empty
+    lists: dict[str, np.ndarray] = field(default_factory=dict)
+    # (n_items,) training ratings
+    popularity: np.ndarray = field(default_factory=lambda: np.empty(0))
+    # from `list_table`, a row a list
+    list_users: pd.DataFrame = field(default_factory=pd.DataFrame)
     n_users: int = 0  # in training
 
     def metric(self, which: str, name: str) -> pd.Series:
@@ -349,14 +413,21 @@ class Evaluation:
         return self.users[f"{which}_{name}"]
 
     def by_history(self, name: str = "roc_auc") -> pd.DataFrame:
-        "Mean gain of users with few and with many training ratings; see `gain_by_history`."
+        """Mean gain of users with few and with many training ratings; see
+        `gain_by_history`."""
         return gain_by_history(
-            self.metric("base", name), self.metric("refined", name), self.users["n_train"].to_numpy()
+            self.metric("base", name),
+            self.metric("refined", name),
+            self.users["n_train"].to_numpy(),
         )
 
     def diversity(self) -> pd.DataFrame:  # a row an ordering
-        "How the recommendations spread over the catalogue; see the function of that name."
-        facts = {o: diversity(lists, self.popularity, self.n_users) for o, lists in self.lists.items()}
+        """How the recommendations spread over the catalogue; see the function of that
+        name."""
+        facts = {
+            o: diversity(lists, self.popularity, self.n_users)
+            for o, lists in self.lists.items()
+        }
         return pd.DataFrame(facts).T
 
 # %% ../nbs/06_evaluate.ipynb #rc606
@@ -365,18 +436,21 @@ def evaluation(
     users: pd.DataFrame,  # from `user_table`
     seed: int = 0,  # of the bootstrap
 ) -> Evaluation:
-    "Compare users before and after; those who cannot be judged are counted and left out."
+    """Compare users before and after; those who cannot be judged are counted and left
+    out."""
     if users.empty:
         raise InputError("there are no held-out ratings to evaluate on")
     judged = users["base_roc_auc"].notna()
     if not judged.any():
         raise InputError(
-            "no user has both a liked and another item among the held-out ratings; hold out more"
+            "no user has both a liked and another item among the held-out "
+            "ratings; hold out more"
         )
     people = users[judged].reset_index(drop=True)
     names = [name[5:] for name in map(str, people.columns) if name.startswith("base_")]
     base, refined = (
-        people[[f"{which}_{name}" for name in names]].set_axis(names, axis=1) for which in ("base", "refined")
+        people[[f"{which}_{name}" for name in names]].set_axis(names, axis=1)
+        for which in ("base", "refined")
     )
     skipped = int(len(users) - len(people))
     return Evaluation(predictions, people, compare(base, refined, seed=seed), skipped)

@@ -11,7 +11,9 @@ __all__ = ['Reading', 'Run', 'run', 'parse_settings', 'parse_columns', 'cs_run']
 from .shell import begin, command, number_or_text, say
 
 # %% ../nbs/12a_experiment.ipynb #c003
-if __name__ == "__main__" and "__file__" in globals():  # as `python -m`; a notebook has no file
+if (
+    __name__ == "__main__" and "__file__" in globals()
+):  # as `python -m`; a notebook has no file
     begin("cs_run")  # Ctrl-C may come while all of this is loaded
 
 # %% ../nbs/12a_experiment.ipynb #c004
@@ -28,7 +30,12 @@ from typing import Any, TypedDict, Unpack, get_args
 import pandas as pd
 from sklearn.base import clone
 
-from .checkpoint import Checkpoint, checkpoint_of, checkpoints_beside, left_behind
+from correct_smooth.checkpoint import (
+    Checkpoint,
+    checkpoint_of,
+    checkpoints_beside,
+    left_behind,
+)
 from .checks import InputError, check_choice, printable
 from .dataset import Dataset, index_ratings, split
 from .edges import read_edges
@@ -42,7 +49,14 @@ from correct_smooth.recommender import (
     from_preset,
     n_judgeable,
 )
-from .results import examples, history_of, report, shown_users, summary, write_summary
+from correct_smooth.results import (
+    examples,
+    history_of,
+    report,
+    shown_users,
+    summary,
+    write_summary,
+)
 from .jobs import has_others
 from .sources import load_data
 from .tables import write_csv
@@ -112,7 +126,11 @@ class Run:
         with checkpoints_beside(self.out) as folder:
             yield [Checkpoint(folder)]
 
-    def load(self) -> tuple[dict[str, Any], Dataset, Dataset]:  # counts, training part, held-out part
+    def load(
+        self,
+    ) -> tuple[
+        dict[str, Any], Dataset, Dataset
+    ]:  # counts, training part, held-out part
         "The data, in two parts."
         data = load_data(self.source, **self.reading)
         whole, settings = index_ratings(data), self.recommender
@@ -143,28 +161,38 @@ class Run:
         self.recommender.save(folder)
 
     def write_evaluation(
-        self, judged: Evaluation, counts: dict[str, Any], seconds: dict[str, float], fresh: Path
+        self,
+        judged: Evaluation,
+        counts: dict[str, Any],
+        seconds: dict[str, float],
+        fresh: Path,
     ) -> dict[str, Any]:
         "What an evaluation found, as tables, figures and a page."
         judged.predictions.to_parquet(fresh / "predictions.parquet", index=False)
         data, users = self.recommender.data_, shown_users(judged)
         history = history_of(data, data.users.get_indexer(pd.Index(users)))
         shown = examples(users, history, self.recommender.recommend(users))
-        return write_summary(summary(self.recommender, counts, judged, seconds), judged, shown, fresh)
+        return write_summary(
+            summary(self.recommender, counts, judged, seconds), judged, shown, fresh
+        )
 
 # %% ../nbs/12a_experiment.ipynb #c018a
 def run(
     source: str | Path | None = None,  # as for `load_data`
-    out: str | Path = "cs_results",  # folder for the results; an earlier result in it is replaced
+    # folder for the results; an earlier result in it is replaced
+    out: str | Path = "cs_results",
     seed: int = 0,  # of the split, the model and the bootstrap
     recommender: CorrectSmoothRecommender | None = None,  # unfitted; None: the defaults
     edges: str | Path | None = None,  # a graph of yours: .csv, .parquet or .npz
-    share: float = 0.2,  # to hold back and evaluate on: of each user's ratings, or as `split` says
+    # to hold back and evaluate on: of each user's ratings, or as `split` says
+    share: float = 0.2,
     split: Split = "random",  # what is held back, as for `hold_back`
     n: int = 10,  # items to recommend to each user
-    tune: bool = False,  # choose settings on a part of the training ratings first, as `tune` does
+    # choose settings on a part of the training ratings first, as `tune` does
+    tune: bool = False,
     stages: type[Run] = Run,
-    **reading: Unpack[Reading],  # no_opinion, columns, noun, sep, encoding: as for `load_data`
+    # no_opinion, columns, noun, sep, encoding: as for `load_data`
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:  # what summary.json holds
     "Load, split, fit, evaluate, recommend, and write it all down."
     recommender = clone(recommender or CorrectSmoothRecommender()).set_params(seed=seed)
@@ -191,7 +219,8 @@ def parse_settings(
             raise InputError(f"{part!r} {why}")
         if name in ("seed", "progress"):
             raise InputError(
-                f"{name} is not set here; cs_run has the flag --seed, and shows progress on a terminal"
+                f"{name} is not set here; cs_run has the flag --seed, and shows "
+                "progress on a terminal"
             )
         try:
             settings[name] = json.loads(value)
@@ -208,18 +237,24 @@ def parse_columns(
     for name, equals, role in named:
         if not (name and equals and role):
             raise InputError(
-                f"'{name}{equals}{role}' names no column; write column=role, as in authors=creators"
+                f"'{name}{equals}{role}' names no column; write column=role, as "
+                "in authors=creators"
             )
     roles = {name: role for name, _, role in named}
     if len(roles) < len(named):
-        twice = next(name for name in roles if sum(name == one for one, _, _ in named) > 1)
+        twice = next(
+            name for name in roles if sum(name == one for one, _, _ in named) > 1
+        )
         raise InputError(f"column {twice!r} has two roles; give it one")
     return roles or None
 
 # %% ../nbs/12a_experiment.ipynb #c023a
 @contextmanager
-def _joined(out: str) -> Iterator[tuple[type[Run], bool]]:  # how to run, and whether to tell of it
-    "The other processes of a job where there are any, or have been: their checkpoints are taken up."
+def _joined(
+    out: str,
+) -> Iterator[tuple[type[Run], bool]]:  # how to run, and whether to tell of it
+    """The other processes of a job where there are any, or have been: their checkpoints
+    are taken up."""
     if has_others() or any(checkpoint_of(out).glob("*.json")):
         from correct_smooth.ranks import joined, rank
         from correct_smooth.shared_run import SharedRun
@@ -232,32 +267,55 @@ def _joined(out: str) -> Iterator[tuple[type[Run], bool]]:  # how to run, and wh
 # %% ../nbs/12a_experiment.ipynb #c024
 @command
 def cs_run(
-    data: str = "",  # demo, synthetic, a folder or a zip; default: $CORRECT_SMOOTH_DATA, else demo
-    out: str = "cs_results",  # folder for the results; an earlier result in it is replaced
+    # demo, synthetic, a folder or a zip; default: $CORRECT_SMOOTH_DATA, else demo
+    data: str = "",
+    # folder for the results; an earlier result in it is replaced
+    out: str = "cs_results",
     seed: int = 0,  # of the split, the model and the bootstrap
     preset: str = "default",  # settings to start from: default or original
-    settings: str = "",  # single settings, as in --settings "model__emb_dim=32 refinement__alpha=0.5"
+    # single settings, as in --settings "model__emb_dim=32 refinement__alpha=0.5"
+    settings: str = "",
     edges: str = "",  # an item graph of yours: .csv, .parquet, .npz or .graphml
     share: float = 0.2,  # share of each user's ratings to hold back and evaluate on
-    split: str = "random",  # what is held back: random, last or time (the latest), cold-items, cold-users
-    tune: bool = False,  # choose graph, refinement and watch score on a part of the training ratings first
-    liked: str = "",  # rating that counts as liked, such as 4; or mean: each user's own, the default
-    no_opinion: str = "",  # rating that means "seen, not rated", such as -1; keep: none; default: look for it
-    columns: str = "",  # roles of columns with names of their own, as in --columns "authors=creators"
+    # what is held back: random, last or time (the latest), cold-items, cold-users
+    split: str = "random",
+    # choose graph, refinement and watch score on a part of the training ratings first
+    tune: bool = False,
+    # rating that counts as liked, such as 4; or mean: each user's own, the default
+    liked: str = "",
+    # rating that means "seen, not rated", such as -1; keep: none; default: look for it
+    no_opinion: str = "",
+    # roles of columns with names of their own, as in --columns "authors=creators"
+    columns: str = "",
     noun: str = "",  # what an item is called, such as book
     sep: str = "",  # between the cells of your tables; default: found
     encoding: str = "",  # of your tables, such as latin-1; default: found
 ) -> None:
-    "Learn from ratings, correct, smooth, measure the gain. Example: cs_run --data ml-25m.zip --out results"
-    chosen = {**parse_settings(settings), "progress": bool(sys.stderr and sys.stderr.isatty())}
+    """Learn from ratings, correct, smooth, measure the gain. Example: cs_run --data
+    ml-25m.zip --out results"""
+    chosen = {
+        **parse_settings(settings),
+        "progress": bool(sys.stderr and sys.stderr.isatty()),
+    }
     if liked:
         chosen["liked"] = number_or_text(liked)
-    told = {"no_opinion": number_or_text(no_opinion or "find"), "columns": parse_columns(columns)}
+    told = {
+        "no_opinion": number_or_text(no_opinion or "find"),
+        "columns": parse_columns(columns),
+    }
     told |= {"noun": noun, "sep": sep, "encoding": encoding}
-    asked: dict[str, Any] = {"edges": edges or None, "share": share, "split": split, "tune": tune}
+    asked: dict[str, Any] = {
+        "edges": edges or None,
+        "share": share,
+        "split": split,
+        "tune": tune,
+    }
     asked |= {name: value for name, value in told.items() if value}
     with _joined(out) as (how, first):
-        found, recommender = None, from_preset(preset, **chosen | ({} if first else {"progress": False}))
+        found = None
+        recommender = from_preset(
+            preset, **chosen | ({} if first else {"progress": False})
+        )
         try:
             found = run(data or None, out, seed, recommender, **asked, stages=how)
         except KeyboardInterrupt:
@@ -266,8 +324,13 @@ def cs_run(
         if first:
             seconds, at = sum(found["seconds"].values()), printable(out)
             say(report(found))
-            say(f"\n{seconds:.0f} seconds; written to {at}/. A page to look at: {at}/report.html")
+            say(
+                f"\n{seconds:.0f} seconds; written to {at}/. A page to look at: "
+                f"{at}/report.html"
+            )
 
 
-if __name__ == "__main__" and "__file__" in globals():  # as `python -m`; a notebook has no file
+if (
+    __name__ == "__main__" and "__file__" in globals()
+):  # as `python -m`; a notebook has no file
     cs_run()

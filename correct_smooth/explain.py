@@ -25,7 +25,8 @@ class Parts:
 
     base: float  # z, the model's own
     smoothing: float  # what mixing base scores with the neighbours' changes
-    labels: np.ndarray  # (n,) what each label adds or takes away, in the order of the user's labels
+    # (n,) what each label adds or takes away, in the order of the user's labels
+    labels: np.ndarray
     bounds: float  # what keeping scores between 0 and 1 changes
 
     @property
@@ -36,7 +37,8 @@ class Parts:
 # %% ../nbs/07b_explain.ipynb #c006
 def parts(
     item: int,  # position of the movie
-    score: Callable[[np.ndarray], np.ndarray],  # base scores of the user, for positions of movies
+    # base scores of the user, for positions of movies
+    score: Callable[[np.ndarray], np.ndarray],
     y: sparse.csc_matrix,  # (n_items, 1) labels of the user
     graph: Operators,
     config: Refinement,
@@ -44,7 +46,9 @@ def parts(
     "Take a refined score apart; raises `InputError` for settings that are not linear."
     s = sparse.csr_matrix(([1.0], ([0], [item])), shape=(1, y.shape[0]))
     for _ in range(config.T):
-        s = (1 - config.beta) * s + config.beta * (s @ graph.normalised(config.normalisation))
+        s = (1 - config.beta) * s + config.beta * (
+            s @ graph.normalised(config.normalisation)
+        )
     s = sparse.csr_matrix(s)
     residuals = y.data - score(y.indices)
     alpha = trust(np.array([y.nnz]), config.alpha, config.half_trust)[0]
@@ -65,7 +69,9 @@ def plot_explanation(
     steps = rows["contribution"].to_numpy()[:most]
     names = [
         f"{title or part} ({rating:g} stars)" if rating == rating else part
-        for part, title, rating in rows[["part", "title", "rating"]].head(most).to_numpy()
+        for part, title, rating in rows[["part", "title", "rating"]]
+        .head(most)
+        .to_numpy()
     ]
     if len(rows) > most:
         steps = np.append(steps, rows["contribution"][most:].sum())
@@ -75,7 +81,13 @@ def plot_explanation(
     ax.barh(at, steps, left=ends[:-1], color=np.where(steps >= 0, "tab:orange", "0.6"))
     ax.plot([ends[0], ends[-1]], [0, len(names) + 1], "k.")
     for end, name, y in ((ends[0], "base", 0), (ends[-1], "refined", len(names) + 1)):
-        ax.annotate(f"{name} {end:.3f}", (end, y), (6, 0), textcoords="offset points", va="center")
+        ax.annotate(
+            f"{name} {end:.3f}",
+            (end, y),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+        )
     ax.vlines(ends, np.arange(len(ends)), np.arange(len(ends)) + 1, color="0.7", lw=1)
     ax.set_yticks(at, [name if len(name) <= 45 else name[:44] + "…" for name in names])
     ax.set(xlabel="score", ylim=(len(names) + 1.6, -0.6))

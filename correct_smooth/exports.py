@@ -17,7 +17,13 @@ import pandas as pd
 
 from .checks import InputError
 from .ids import whole_number
-from .table_files import Table, TableFile, find_table, read_table, table_files
+from correct_smooth.table_files import (
+    Table,
+    TableFile,
+    find_table,
+    read_table,
+    table_files,
+)
 from .titles import Called, split_year
 
 # %% ../nbs/12g_exports.ipynb #x05
@@ -26,13 +32,18 @@ class Service:
     "Where people keep lists of films, and how it writes them."
 
     name: str
-    marks: tuple[str, ...]  # columns by which it is known, in small letters without blanks
+    # columns by which it is known, in small letters without blanks
+    marks: tuple[str, ...]
     top: float  # the highest rating
 
 
-SERVICES = (Service("Letterboxd", ("letterboxduri", "name"), 5), Service("IMDb", ("const", "title"), 10))
+SERVICES = (
+    Service("Letterboxd", ("letterboxduri", "name"), 5),
+    Service("IMDb", ("const", "title"), 10),
+)
 _COLUMNS = {
-    "const": "id", "title": "title", "name": "title", "originaltitle": "other", "year": "year",
+    "const": "id", "title": "title", "name": "title", "originaltitle": "other",
+    "year": "year",
     "rating": "rating", "yourrating": "rating", "titletype": "kind",
 }  # fmt: skip
 
@@ -56,23 +67,38 @@ _NO_FILM = re.compile(r"series|episode|game|podcast|music|serie", re.IGNORECASE)
 def _films(table: Table, notes: dict[str, int]) -> pd.DataFrame:
     "The films of a table, under our names, indexed by row number."
     cells = read_table(table, notes)
-    names = {name: _COLUMNS[_plain(name)] for name in cells.columns if _plain(name) in _COLUMNS}
+    names = {
+        name: _COLUMNS[_plain(name)]
+        for name in cells.columns
+        if _plain(name) in _COLUMNS
+    }
     films = cells[list(names)].rename(columns=names)
     films.index = pd.RangeIndex(2, 2 + len(films))
     for name in ("id", "title", "other", "year", "rating", "kind"):
-        films[name] = films[name].map(str, na_action="ignore") if name in films else None
+        films[name] = (
+            films[name].map(str, na_action="ignore") if name in films else None
+        )
     odd = films["kind"].astype(object).fillna("").map(_NO_FILM.search).map(bool)
     if odd.any():
-        notes["rows that are no films, such as a " + films["kind"][odd].iloc[0]] = int(odd.sum())
+        notes["rows that are no films, such as a " + films["kind"][odd].iloc[0]] = int(
+            odd.sum()
+        )
     return films[~odd & films["title"].notna()].drop(columns="kind")
 
 
 def _tables(files: dict[str, TableFile], whole: bool) -> list[Table]:
-    "Tables that may be an export: of a zip or a folder those two that are told by their names."
-    names = [name for name in ("ratings.csv", "watched.csv") if name in files] if whole else list(files)
+    """Tables that may be an export: of a zip or a folder those two that are told by
+    their names."""
+    names = (
+        [name for name in ("ratings.csv", "watched.csv") if name in files]
+        if whole
+        else list(files)
+    )
     found = []
     for name in names:
-        with suppress(InputError):  # whoever reads it as a table of another kind will say what is wrong
+        with suppress(
+            InputError
+        ):  # whoever reads it as a table of another kind will say what is wrong
             found.append(find_table(files[name]))
     return [table for table in found if which_service(table)]
 
@@ -89,15 +115,21 @@ def export_films(
     tables = _tables(files, whole)
     if not tables:
         if whole:
-            raise InputError(f"{path} cannot be read: it holds no ratings.csv of Letterboxd or IMDb")
+            raise InputError(
+                f"{path} cannot be read: it holds no ratings.csv of Letterboxd or IMDb"
+            )
         return None
     service = which_service(tables[0])
     assert service is not None
-    films = pd.concat([_films(table, notes) for table in tables], ignore_index=len(tables) > 1)
+    films = pd.concat(
+        [_films(table, notes) for table in tables], ignore_index=len(tables) > 1
+    )
     return service, films[~films.duplicated(["title", "year"])]
 
 # %% ../nbs/12g_exports.ipynb #x11
-def _film(called: Called, titles: list[str], year: int | None) -> tuple[int | str | None, bool]:
+def _film(
+    called: Called, titles: list[str], year: int | None
+) -> tuple[int | str | None, bool]:
     "The one movie called this, and whether its year is another by one."
     for away in (0, -1, 1) if year else (0,):
         for title in titles:
@@ -115,11 +147,17 @@ def known_films(
     "The movies that are meant by title and year, or by id."
     found, moved, called = list[int | str | None](), 0, Called(movies)
     text = movies.index.dtype.kind not in "iu"
-    for id_, title, other, year in films[["id", "title", "other", "year"]].itertuples(index=False):
+    for id_, title, other, year in films[["id", "title", "other", "year"]].itertuples(
+        index=False
+    ):
         if text and id_ in movies.index:
             found.append(id_)
             continue
-        names = [split_year(name)[0] for name in (title, other) if isinstance(name, str) and name.strip()]
+        names = [
+            split_year(name)[0]
+            for name in (title, other)
+            if isinstance(name, str) and name.strip()
+        ]
         item, away = _film(called, list(dict.fromkeys(names)), whole_number(year))
         found.append(item)
         moved += away
@@ -138,6 +176,9 @@ def to_scale(
     "Ratings on the scale of a model."
     if high == service.top or high <= low or high <= 0:
         return stars
-    scale = f"{service.name}'s ratings up to {service.top:g}, brought to the model's, {low:g} to {high:g}"
+    scale = (
+        f"{service.name}'s ratings up to {service.top:g}, brought to the "
+        f"model's, {low:g} to {high:g}"
+    )
     notes[f"note: of {scale} (as_rated keeps them)"] = int(stars.notna().sum())
     return (stars * (high / service.top)).clip(lower=low)

@@ -38,14 +38,19 @@ class _Words:
         )
 
     def _texts(self, movies: pd.DataFrame) -> pd.Series:
-        columns = (movies.get(name, pd.Series("", movies.index)) for name in ("title", "overview"))
+        columns = (
+            movies.get(name, pd.Series("", movies.index))
+            for name in ("title", "overview")
+        )
         given = (column.astype(object) for column in columns)
         title, overview = (texts.where(texts.notna(), "").map(str) for texts in given)
         return overview.where(overview != "", title)
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
         try:
-            return list(self.vectorizer.fit(self._texts(movies)).get_feature_names_out())
+            return list(
+                self.vectorizer.fit(self._texts(movies)).get_feature_names_out()
+            )
         except ValueError as error:
             rare = ("terms remain", "empty vocabulary", "documents than min_df")
             if any(sign in str(error) for sign in rare):
@@ -75,9 +80,14 @@ class _Names:
         self.column, self.min_count = column, min_count
 
     def _lists(self, movies: pd.DataFrame) -> Iterable[tuple[str, ...]]:
-        values = movies[self.column] if self.column in movies else pd.Series("", movies.index)
+        values = (
+            movies[self.column]
+            if self.column in movies
+            else pd.Series("", movies.index)
+        )
         return [
-            ((held,) if held else ()) if isinstance(held, str) else as_names(held) or () for held in values
+            ((held,) if held else ()) if isinstance(held, str) else as_names(held) or ()
+            for held in values
         ]
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
@@ -93,7 +103,9 @@ class _Names:
         return {}
 
     def restore(self, names: list[str], state: dict[str, Any]) -> None:
-        self.vectorizer = CountVectorizer(vocabulary=names, analyzer=_same, binary=True, dtype=np.float32)
+        self.vectorizer = CountVectorizer(
+            vocabulary=names, analyzer=_same, binary=True, dtype=np.float32
+        )
 
 # %% ../nbs/01_features.ipynb #rcf02
 class _Eras(_Names):
@@ -102,7 +114,9 @@ class _Eras(_Names):
     def _lists(self, movies: pd.DataFrame) -> Iterable[tuple[str, ...]]:
         years = as_numbers(movies.get(self.column, pd.Series(np.nan, movies.index)))
         return [
-            (f"{y // 5 * 5:.0f} to {y // 5 * 5 + 4:.0f}", f"{y // 10 * 10:.0f}s") if y == y else ()
+            (f"{y // 5 * 5:.0f} to {y // 5 * 5 + 4:.0f}", f"{y // 10 * 10:.0f}s")
+            if y == y
+            else ()
             for y in years
         ]
 
@@ -111,15 +125,21 @@ _LOGGED = ("popularity", "vote_count")
 
 
 def _long_tailed(column: pd.Series) -> bool:
-    "Whether numbers of yours are spread over orders of magnitude: the largest far above the middle."
+    """Whether numbers of yours are spread over orders of magnitude: the largest far
+    above the middle."""
     values = as_numbers(column).dropna()
-    return bool(len(values) and values.min() >= 0 and values.quantile(0.99) > 20 * max(values.median(), 1))
+    return bool(
+        len(values)
+        and values.min() >= 0
+        and values.quantile(0.99) > 20 * max(values.median(), 1)
+    )
 
 
 def _number_table(
     movies: pd.DataFrame, columns: tuple[str, ...], logged: tuple[str, ...] = _LOGGED
 ) -> np.ndarray:
-    "Columns as numbers, nan where there is none; those spread over orders of magnitude as logarithms."
+    """Columns as numbers, nan where there is none; those spread over orders of
+    magnitude as logarithms."""
     given = (movies.get(name, pd.Series(np.nan, movies.index)) for name in columns)
     x = np.column_stack([as_numbers(column) for column in given])
     at = [k for k, name in enumerate(columns) if name in logged]
@@ -131,16 +151,25 @@ class _Numbers:
     "Standardised numbers, missing ones imputed by the median and flagged."
 
     def __init__(self, columns: tuple[str, ...], own: bool = False):
-        self.columns, self.own = columns, own  # own: and all numbers that we have no name for
+        # own: and all numbers that we have no name for
+        self.columns, self.own = columns, own
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
         there = [name for name in self.columns if name in movies]
         if self.own:
-            there += [name for name in movies.columns if str(name).startswith(OWN_NUMBERS)]
-        self.columns = tuple(name for name in there if as_numbers(movies[name]).notna().any())
+            there += [
+                name for name in movies.columns if str(name).startswith(OWN_NUMBERS)
+            ]
+        self.columns = tuple(
+            name for name in there if as_numbers(movies[name]).notna().any()
+        )
         if not self.columns:
             return []
-        own = [name for name in self.columns if name.startswith(OWN_NUMBERS) and _long_tailed(movies[name])]
+        own = [
+            name
+            for name in self.columns
+            if name.startswith(OWN_NUMBERS) and _long_tailed(movies[name])
+        ]
         self.logged = (*_LOGGED, *own)
         x = _number_table(movies, self.columns, self.logged)
         self.median = np.nanmedian(x, axis=0)
@@ -155,15 +184,25 @@ class _Numbers:
         x = _number_table(movies, self.columns, self.logged)
         gone = np.isnan(x)
         scaled = (np.where(gone, self.median, x) - self.mean) / self.scale
-        return sparse.csr_matrix(np.hstack([scaled, gone[:, self.flagged]]), dtype=np.float32)
+        return sparse.csr_matrix(
+            np.hstack([scaled, gone[:, self.flagged]]), dtype=np.float32
+        )
 
     def state(self) -> dict[str, Any]:
-        arrays = {name: getattr(self, name).tolist() for name in ("median", "mean", "scale", "flagged")}
+        arrays = {
+            name: getattr(self, name).tolist()
+            for name in ("median", "mean", "scale", "flagged")
+        }
         return {"columns": list(self.columns), "logged": list(self.logged), **arrays}
 
     def restore(self, names: list[str], state: dict[str, Any]) -> None:
-        arrays = (np.array(state[name], np.float64) for name in ("median", "mean", "scale"))
-        self.columns, (self.median, self.mean, self.scale) = tuple(state["columns"]), arrays
+        arrays = (
+            np.array(state[name], np.float64) for name in ("median", "mean", "scale")
+        )
+        self.columns, (self.median, self.mean, self.scale) = (
+            tuple(state["columns"]),
+            arrays,
+        )
         self.flagged = np.array(state["flagged"], np.int64)
         self.logged = tuple(state.get("logged", _LOGGED))
 
@@ -189,10 +228,16 @@ class _Vectors:
     "Vectors of the user's, rows of length one."
 
     def fit(self, vectors: sparse.csr_matrix | None) -> list[str]:
-        return [] if vectors is None or not vectors.nnz else [str(k) for k in range(vectors.shape[1])]
+        return (
+            []
+            if vectors is None or not vectors.nnz
+            else [str(k) for k in range(vectors.shape[1])]
+        )
 
     def transform(self, vectors: sparse.csr_matrix) -> sparse.csr_matrix:
-        return sparse.csr_matrix(normalize(vectors.astype(np.float64)), dtype=np.float32)
+        return sparse.csr_matrix(
+            normalize(vectors.astype(np.float64)), dtype=np.float32
+        )
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -203,26 +248,34 @@ class _Vectors:
 # %% ../nbs/01_features.ipynb #rcf07
 BLOCKS = (
     "overview", "genres", "keywords", "adult", "numbers",
-    "year", "era", "language", "countries", "companies", "collection", "creators", "vectors",
+    "year", "era", "language", "countries", "companies", "collection", "creators",
+    "vectors",
 )  # fmt: skip
 ORIGINAL_BLOCKS = BLOCKS[:5]  # those of the method as first written down
 
 
 def _unfitted(weights: Any, max_terms: int, min_count: int) -> dict[str, Any]:
-    "A block of each name, in order, those of weight 0 left out; raises `InputError` for wrong settings."
+    """A block of each name, in order, those of weight 0 left out; raises `InputError`
+    for wrong settings."""
     weights = {} if weights is None else weights
     if not isinstance(weights, dict):
-        raise InputError(f"feature weights must be a dict of block and weight, got {weights!r}")
+        raise InputError(
+            f"feature weights must be a dict of block and weight, got {weights!r}"
+        )
     for name, weight in weights.items():
         if name not in BLOCKS:
-            raise InputError(f"there is no feature block {name!r}; there are {', '.join(BLOCKS)}")
+            raise InputError(
+                f"there is no feature block {name!r}; there are {', '.join(BLOCKS)}"
+            )
         check_number(f"weight of feature block {name!r}", weight, 0, 1e6)
     check_number("max_terms", max_terms, 1, whole=True)
     check_number("min_count", min_count, 1, whole=True)
     blocks: dict[str, Any] = {name: _Names(name, min_count) for name in BLOCKS}
     blocks["overview"] = _Words(max_terms, min_count)
     blocks["adult"] = _Flag()
-    blocks["numbers"] = _Numbers(("popularity", "runtime", "vote_average", "vote_count"), own=True)
+    blocks["numbers"] = _Numbers(
+        ("popularity", "runtime", "vote_average", "vote_count"), own=True
+    )
     blocks["vectors"] = _Vectors()
     blocks["year"], blocks["era"] = _Numbers(("year",)), _Eras("year", min_count)
     return {name: block for name, block in blocks.items() if weights.get(name, 1.0) > 0}
@@ -239,11 +292,12 @@ def _nothing_left(empty: list[str], min_count: int) -> InputError:
     "The error for items without a single column."
     if not empty:
         return InputError(
-            "the items have nothing to learn from: no text, names, numbers or vectors in the blocks in use"
+            "the items have nothing to learn from: no text, names, numbers or "
+            "vectors in the blocks in use"
         )
     return InputError(
-        f"no word or name is shared by {min_count} items (min_count), so {', '.join(empty)} "
-        "leave nothing to learn from; ask for fewer"
+        f"no word or name is shared by {min_count} items (min_count), so "
+        f"{', '.join(empty)} leave nothing to learn from; ask for fewer"
     )
 
 
@@ -251,7 +305,8 @@ def _check_rows(movies: pd.DataFrame, vectors: sparse.csr_matrix | None) -> None
     "Raise `InputError` unless vectors have a row for each item."
     if vectors is not None and vectors.shape[0] != len(movies):
         raise InputError(
-            f"there are vectors of {vectors.shape[0]} items and a table of {len(movies)}; cut both alike"
+            f"there are vectors of {vectors.shape[0]} items and a table of "
+            f"{len(movies)}; cut both alike"
         )
 
 
@@ -268,11 +323,13 @@ def _fitted_blocks(
 
 # %% ../nbs/01_features.ipynb #rcf11
 class MovieFeatures(TransformerMixin, BaseEstimator):
-    "Items as sparse rows: learn the columns from a catalogue, then describe any items in them."
+    """Items as sparse rows: learn the columns from a catalogue, then describe any items
+    in them."""
 
     def __init__(
         self,
-        weights: dict[str, float] | None = None,  # block -> weight, 0 leaves it out; blocks not named have 1
+        # block -> weight, 0 leaves it out; blocks not named have 1
+        weights: dict[str, float] | None = None,
         max_terms: int = 10_000,  # most frequent words of the overviews to keep
         min_count: int = 2,  # items that must share a word or name for it to be kept
     ):
@@ -280,8 +337,10 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
 
     @classmethod
     def only(cls, *blocks: str, **settings: Any) -> "MovieFeatures":
-        "Features of these blocks and no others, such as `MovieFeatures.only('vectors')`."
-        _unfitted(dict.fromkeys(blocks, 1.0), 1, 1)  # refuses a block that does not exist
+        """Features of these blocks and no others, such as
+        `MovieFeatures.only('vectors')`."""
+        # refuses a block that does not exist
+        _unfitted(dict.fromkeys(blocks, 1.0), 1, 1)
         return cls({name: 0 for name in BLOCKS if name not in blocks}, **settings)
 
     def fit(
@@ -292,15 +351,22 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
     ) -> "MovieFeatures":
         "Learn words, names and scales from a catalogue."
         fitted = _fitted_blocks(self, movies, vectors)
-        absent = {name: block for name, (block, columns) in fitted.items() if not columns}
+        absent = {
+            name: block for name, (block, columns) in fitted.items() if not columns
+        }
         self.empty_ = [name for name, block in absent.items() if _tells(block, movies)]
-        return self._keep({name: pair for name, pair in fitted.items() if name not in absent})
+        return self._keep(
+            {name: pair for name, pair in fitted.items() if name not in absent}
+        )
 
     def _keep(self, fitted: dict[str, tuple[Any, list[str]]]) -> "MovieFeatures":
         "Remember fitted blocks and where their columns stand."
         if not fitted:
             raise _nothing_left(getattr(self, "empty_", []), self.min_count)
-        self._fitted, ends = fitted, np.cumsum([len(columns) for _, columns in fitted.values()]).tolist()
+        self._fitted, ends = (
+            fitted,
+            np.cumsum([len(columns) for _, columns in fitted.values()]).tolist(),
+        )
         self.blocks_ = dict(zip(fitted, map(slice, [0, *ends], ends), strict=True))
         return self
 
@@ -310,21 +376,35 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
         vectors: sparse.csr_matrix | None = None,  # a row an item; None: there are none
     ) -> sparse.csr_matrix:  # (n_items, n_features) float32
         "Describe any items in the learned columns; what they lack counts as missing."
-        check_is_fitted(self, "_fitted", msg="MovieFeatures has not learned its columns yet: call fit first")
-        weights, width = self.weights or {}, len(self._fitted.get("vectors", (None, []))[1])
+        check_is_fitted(
+            self,
+            "_fitted",
+            msg="MovieFeatures has not learned its columns yet: call fit first",
+        )
+        weights = self.weights or {}
+        width = len(self._fitted.get("vectors", (None, []))[1])
         _check_rows(movies, vectors)
         if vectors is None:
             vectors = sparse.csr_matrix((len(movies), width), dtype=np.float32)
         if width and vectors.shape[1] != width:
-            raise InputError(f"vectors have {vectors.shape[1]} numbers, those learned from had {width}")
-        given = {name: vectors if name == "vectors" else movies for name in self._fitted}
+            raise InputError(
+                f"vectors have {vectors.shape[1]} numbers, those learned from "
+                f"had {width}"
+            )
+        given = {
+            name: vectors if name == "vectors" else movies for name in self._fitted
+        }
         parts = [
-            weights.get(name, 1.0) * block.transform(given[name]) for name, (block, _) in self._fitted.items()
+            weights.get(name, 1.0) * block.transform(given[name])
+            for name, (block, _) in self._fitted.items()
         ]
         return sparse.csr_matrix(sparse.hstack(parts, format="csr", dtype=np.float32))
 
     def fit_transform(
-        self, movies: pd.DataFrame, y: None = None, vectors: sparse.csr_matrix | None = None
+        self,
+        movies: pd.DataFrame,
+        y: None = None,
+        vectors: sparse.csr_matrix | None = None,
     ) -> sparse.csr_matrix:  # (n_items, n_features) float32
         "Learn the columns from a catalogue and describe it in them."
         return self.fit(movies, y, vectors).transform(movies, vectors)
@@ -332,13 +412,17 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features: None = None) -> np.ndarray:
         "Name of each column, `block: value`."
         parts = ((name, columns) for name, (_, columns) in self._fitted.items())
-        return np.array([f"{name}: {value}" for name, columns in parts for value in columns], dtype=object)
+        return np.array(
+            [f"{name}: {value}" for name, columns in parts for value in columns],
+            dtype=object,
+        )
 
 # %% ../nbs/01_features.ipynb #c025
 def features_state(features: MovieFeatures) -> dict[str, Any]:
     "A fitted transformer as JSON-ready lists, numbers and text."
     blocks = {
-        name: {"names": columns, **block.state()} for name, (block, columns) in features._fitted.items()
+        name: {"names": columns, **block.state()}
+        for name, (block, columns) in features._fitted.items()
     }
     return {"params": features.get_params(), "blocks": blocks}
 
@@ -347,7 +431,10 @@ def features_from_state(state: dict[str, Any]) -> MovieFeatures:
     "The transformer back from its state."
     features = MovieFeatures(**state["params"])
     blocks = _unfitted(features.weights, features.max_terms, features.min_count)
-    fitted = {name: (blocks[name], list(kept["names"])) for name, kept in state["blocks"].items()}
+    fitted = {
+        name: (blocks[name], list(kept["names"]))
+        for name, kept in state["blocks"].items()
+    }
     for name, (block, columns) in fitted.items():
         block.restore(columns, state["blocks"][name])
     return features._keep(fitted)

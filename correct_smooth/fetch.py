@@ -25,7 +25,8 @@ _MOVIELENS_MD5 = {
 
 
 def fetch_movielens(
-    name: str = "ml-latest-small",  # of a release; what there is, the error for any other name tells
+    # of a release; what there is, the error for any other name tells
+    name: str = "ml-latest-small",
     cache: str | Path | None = None,  # where to keep it; None: the user's cache folder
     base_url: str = _GROUPLENS,  # a mirror, if you have one
     md5: str | None = None,  # of the zip; None: the published one
@@ -34,7 +35,9 @@ def fetch_movielens(
     try:
         import pooch
     except ImportError as error:
-        raise InputError("fetching needs the package pooch: pip install 'correct_smooth[fetch]'") from error
+        raise InputError(
+            "fetching needs the package pooch: pip install 'correct_smooth[fetch]'"
+        ) from error
     if md5 is None and name not in _MOVIELENS_MD5:
         raise InputError(f"no release {name!r}; there are {', '.join(_MOVIELENS_MD5)}")
     cache = cache or pooch.os_cache("correct_smooth")
@@ -43,7 +46,8 @@ def fetch_movielens(
         return Path(pooch.retrieve(url, known, f"{name}.zip", cache, progressbar=False))
     except ValueError as error:  # pooch: the sum differs
         raise InputError(
-            f"{url} is not the file that was published (MD5 differs); try again or another mirror"
+            f"{url} is not the file that was published (MD5 differs); try again "
+            "or another mirror"
         ) from error
     except OSError as error:
         raise InputError(f"{url} could not be fetched: {error}") from error

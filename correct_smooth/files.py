@@ -39,13 +39,20 @@ def checksum(path: Path) -> str:
 def write_marker(
     folder: Path,
     kind: str,  # tables, model or results
-    sums: bool = False,  # with SHA-256 of the files in it, and of the lists of folders inside
+    # with SHA-256 of the files in it, and of the lists of folders inside
+    sums: bool = False,
 ) -> None:
     "List what a finished folder holds, so that it can be told from other people's."
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    files = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if not path.is_dir()
+    )
     about: dict[str, Any] = {"kind": kind, "files": files}
     if sums:
-        direct = [name for name in files if "/" not in name or name.endswith(f"/{MARKER}")]
+        direct = [
+            name for name in files if "/" not in name or name.endswith(f"/{MARKER}")
+        ]
         about["sha256"] = {name: checksum(folder / name) for name in direct}
     (folder / MARKER).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
@@ -53,19 +60,32 @@ def write_marker(
 def read_marker(folder: Path) -> dict[str, Any]:
     "The list that `write_marker` left in a folder; empty if there is none."
     try:
-        about = json.loads((folder / MARKER).read_text("utf-8")) if (folder / MARKER).is_file() else {}
+        about = (
+            json.loads((folder / MARKER).read_text("utf-8"))
+            if (folder / MARKER).is_file()
+            else {}
+        )
     except (ValueError, RecursionError):
         return {}
     sound = isinstance(about, dict) and isinstance(about.get("files"), list)
-    return about if sound and all(isinstance(name, str) for name in about["files"]) else {}
+    return (
+        about if sound and all(isinstance(name, str) for name in about["files"]) else {}
+    )
 
 # %% ../nbs/10c_files.ipynb #c007
 def _unlisted(folder: Path, files: set[str]) -> Iterator[str]:
-    "What there is in a folder besides some files; a folder that has a list of its own goes by that."
+    """What there is in a folder besides some files; a folder that has a list of its own
+    goes by that."""
     for entry in sorted(folder.iterdir()):
-        within = {name[len(entry.name) + 1 :] for name in files if name.startswith(f"{entry.name}/")}
+        within = {
+            name[len(entry.name) + 1 :]
+            for name in files
+            if name.startswith(f"{entry.name}/")
+        }
         if MARKER in within:
-            within = {MARKER, *about["files"]} if (about := read_marker(entry)) else set()
+            within = (
+                {MARKER, *about["files"]} if (about := read_marker(entry)) else set()
+            )
         if within and entry.is_dir() and not entry.is_symlink():
             yield from (f"{entry.name}/{other}" for other in _unlisted(entry, within))
         elif entry.name not in files or entry.is_dir():
@@ -78,30 +98,40 @@ def _foreign(folder: Path, kind: str) -> str:
     if about and about.get("kind") != kind:
         return f"holds another kind of result ({about.get('kind')}, not {kind})"
     other = next(_unlisted(folder, {MARKER, *about["files"]} if about else set()), None)
-    return f"holds something else ({as_text(other)}), which no {MARKER} lists," if other else ""
+    return (
+        f"holds something else ({as_text(other)}), which no {MARKER} lists,"
+        if other
+        else ""
+    )
 
 # %% ../nbs/10c_files.ipynb #rb_place
 def _mount_points() -> list[Path]:
-    "Where other file systems, or folders of this one, are mounted, as far as the system tells."
+    """Where other file systems, or folders of this one, are mounted, as far as the
+    system tells."""
     try:
         rows = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return []
     escaped = [os.fsdecode(row.split()[4]) for row in rows]
-    return [Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path)) for path in escaped]
+    return [
+        Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path))
+        for path in escaped
+    ]
 
 
 def _check_place(folder: Path) -> None:
     "Refuse folders that cannot give way to another one, whatever is in them."
     with suppress(FileNotFoundError):  # somebody has deleted the current folder
         if Path.cwd().is_relative_to(folder):
-            raise InputError(f"{folder} is the current folder, or above it; name a folder inside it")
+            raise InputError(
+                f"{folder} is the current folder, or above it; name a folder inside it"
+            )
     mounted = [path for path in _mount_points() if path.is_relative_to(folder)]
     if mounted or os.path.ismount(folder):
         what = "is" if folder in mounted or not mounted else f"holds {mounted[0]},"
         raise InputError(
-            f"{folder} {what} a mount point and cannot be replaced; name a folder inside it, such as "
-            f"{folder / 'cs_results'}"
+            f"{folder} {what} a mount point and cannot be replaced; name a folder "
+            f"inside it, such as {folder / 'cs_results'}"
         )
 
 # %% ../nbs/10c_files.ipynb #rb_target
@@ -109,18 +139,35 @@ def check_target(
     folder: str | Path,  # what should hold the result in the end
     kind: str,  # of the result: tables, model or results
 ) -> Path:  # resolved
-    "Raise `InputError` if a result cannot be written there, or would replace what is not one of ours."
+    """Raise `InputError` if a result cannot be written there, or would replace what is
+    not one of ours."""
     with reading(folder):
         folder = Path(folder).expanduser().resolve()
-        above = next((parent for parent in folder.parents if parent.exists()), Path(folder.anchor))
+        above = next(
+            (parent for parent in folder.parents if parent.exists()),
+            Path(folder.anchor),
+        )
         if as_text(folder) != str(folder):
-            raise InputError(f"{as_text(folder)}: Parquet cannot be written under a name that is not UTF-8")
+            raise InputError(
+                f"{as_text(folder)}: Parquet cannot be written under a name that "
+                "is not UTF-8"
+            )
         if len(os.fsencode(folder.name)) > 200:
-            raise InputError(f"the name {folder.name[:40]}... is too long; name another folder")
+            raise InputError(
+                f"the name {folder.name[:40]}... is too long; name another folder"
+            )
         _check_place(folder)
         is_file = folder.exists() and not folder.is_dir()
-        if what := "is a file" if is_file else _foreign(folder, kind) if folder.exists() else "":
-            raise InputError(f"{folder} {what} and will not be replaced; name another folder")
+        if (
+            what := "is a file"
+            if is_file
+            else _foreign(folder, kind)
+            if folder.exists()
+            else ""
+        ):
+            raise InputError(
+                f"{folder} {what} and will not be replaced; name another folder"
+            )
         for place in (above, *[folder] * folder.exists()):
             if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
                 raise InputError(f"cannot write below {place}; name another folder")
@@ -128,11 +175,14 @@ def check_target(
 
 # %% ../nbs/10c_files.ipynb #c010
 def _exchange(one: Path, other: Path) -> bool:
-    "Let two folders trade names in one indivisible step; False where the system knows no such step."
+    """Let two folders trade names in one indivisible step; False where the system knows
+    no such step."""
     here, trade = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: Linux
     try:
         libc = ctypes.CDLL(None, use_errno=True)
-        return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), trade) == 0
+        return (
+            libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), trade) == 0
+        )
     except (AttributeError, OSError, TypeError):
         return False
 
@@ -144,32 +194,46 @@ def _put_back(work: Path, target: Path) -> None:
 
 
 def clear_leftovers(target: str | Path) -> None:
-    "Clear away what a writer left that was killed: half a result, or a whole one under another name."
+    """Clear away what a writer left that was killed: half a result, or a whole one
+    under another name."""
     target = Path(target).expanduser().resolve()
     for work in target.parent.glob(f".{glob.escape(target.name)}.cs-*"):
         with suppress(OSError):  # a writer holds the lock, or we must not write here
-            ours = re.fullmatch("[0-9a-f]{32}", work.name[-32:]) and work.name[:-32] == f".{target.name}.cs-"
-            if ours and {entry.name for entry in work.iterdir()} <= {"lock", "fresh", "old"}:
+            ours = (
+                re.fullmatch("[0-9a-f]{32}", work.name[-32:])
+                and work.name[:-32] == f".{target.name}.cs-"
+            )
+            if ours and {entry.name for entry in work.iterdir()} <= {
+                "lock",
+                "fresh",
+                "old",
+            }:
                 with FileLock(work / "lock", timeout=0):
                     _put_back(work, target)
                     shutil.rmtree(work, ignore_errors=True)
-                if os.name == "nt":  # where an open file, the lock, stays until it is closed
+                if (
+                    os.name == "nt"
+                ):  # where an open file, the lock, stays until it is closed
                     work.rmdir()
 
 # %% ../nbs/10c_files.ipynb #rb_work
 @contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
-    "A hidden folder beside a target, to write into; nobody else clears it away while this process lives."
+    """A hidden folder beside a target, to write into; nobody else clears it away while
+    this process lives."""
     clear_leftovers(target)
     while True:
         work = target.with_name(f".{target.name}.cs-{uuid4().hex}")
         work.mkdir()
         lock = FileLock(work / "lock", timeout=0)
-        with suppress(Timeout, FileNotFoundError):  # taken for a leftover, in the moment before it was locked
+        with suppress(
+            Timeout, FileNotFoundError
+        ):  # taken for a leftover, in the moment before it was locked
             lock.acquire()
             if (work / "lock").exists():
                 break
-            lock.release()  # of a file that somebody has cleared away between opening and locking
+            # of a file that somebody has cleared away between opening and locking
+            lock.release()
     try:
         yield work
     finally:
@@ -215,9 +279,11 @@ def atomic_folder(
 def atomic_file(
     path: Path,  # resolved
 ) -> Iterator[Path]:  # where to write it
-    "Write a file whole or not at all; an earlier one of its name is replaced, and leaves its rights."
+    """Write a file whole or not at all; an earlier one of its name is replaced, and
+    leaves its rights."""
     with _workspace(path) as work:
-        (work / "fresh").mkdir()  # a folder of its own: some writers use names of their own beside it
+        # a folder of its own: some writers use names of their own beside it
+        (work / "fresh").mkdir()
         fresh = work / "fresh" / path.name
         yield fresh
         if fresh.exists():

@@ -23,31 +23,44 @@ def from_format_7(about: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/11b_formats.ipynb #f05
 def from_format_6(about: dict[str, Any]) -> dict[str, Any]:
-    "What model.json of format 6 would say today: there was no audience, and there were no watch scores."
+    """What model.json of format 6 would say today: there was no audience, and there
+    were no watch scores."""
     new = {"audience": asdict(AudienceConfig(axes=0)), "watch": None}
     return {**about, "settings": {**about["settings"], **new}}
 
 # %% ../nbs/11b_formats.ipynb #f08
 def _refinement_from_5(old: dict[str, Any]) -> dict[str, Any]:
-    "A refinement of format 5 in today's terms; raises `InputError` where there are none."
+    """A refinement of format 5 in today's terms; raises `InputError` where there are
+    none."""
     rule, over = old["rule"], (old["smoothing"], old["normalisation"])
     kind = Diffusion if rule == "diffusion" else CorrectAndSmooth
     if kind is CorrectAndSmooth and old["T"] and over != ("scores", "row"):
         raise InputError(
-            f"this model smooths {over[0]} over a graph normalised by {over[1]!r} after the rule {rule!r}; "
-            "today only Diffusion does: fit it again with that, or with smoothing 'scores' by 'row'"
+            f"this model smooths {over[0]} over a graph normalised by {over[1]!r} "
+            f"after the rule {rule!r}; today only Diffusion does: fit it again with "
+            "that, or with smoothing 'scores' by 'row'"
         )
     known = kind.__dataclass_fields__
-    return {"kind": kind.__name__, **{name: value for name, value in old.items() if name in known}}
+    return {
+        "kind": kind.__name__,
+        **{name: value for name, value in old.items() if name in known},
+    }
 
 
 def from_format_5(about: dict[str, Any]) -> dict[str, Any]:
-    "What model.json of the format before would say today; raises `InputError` if it cannot be said."
+    """What model.json of the format before would say today; raises `InputError` if it
+    cannot be said."""
     settings, standard = dict(about["settings"]), dict(about["standard"])
     settings["refinement"] = _refinement_from_5(settings["refinement"])
-    training = {name: value for name, value in settings["training"].items() if name != "schedule"}
+    training = {
+        name: value
+        for name, value in settings["training"].items()
+        if name != "schedule"
+    }
     decay = training.pop("user_weight_decay")
-    settings["training"] = training if decay is None else {**training, "weight_decay": decay}
+    settings["training"] = (
+        training if decay is None else {**training, "weight_decay": decay}
+    )
     fixed = None if standard["liked"] == "mean" else standard["liked"]
     standard["fixed"] = "thresholds" if standard.pop("given") else fixed
     return {**about, "settings": settings, "standard": standard}

@@ -41,7 +41,8 @@ def _product_knn(
     X: sparse.csr_matrix,  # (n_items, n) a vector of each item
     k: int,
     n_threads: int | None = None,
-    rows: np.ndarray | None = None,  # positions of the items to find neighbours of; None: all
+    # positions of the items to find neighbours of; None: all
+    rows: np.ndarray | None = None,
 ) -> sparse.csr_matrix:  # (n_items, n_items), other rows empty
     "For each item the k others with the largest positive dot product."
     n, rows = X.shape[0], np.arange(X.shape[0]) if rows is None else np.sort(rows)
@@ -50,16 +51,23 @@ def _product_knn(
     stored = np.zeros(n, found.indptr.dtype)
     stored[rows] = np.diff(found.indptr)
     starts = np.append(np.zeros(1, stored.dtype), np.cumsum(stored, dtype=stored.dtype))
-    return _without_self(sparse.csr_matrix((found.data, found.indices, starts), (n, n)), k)
+    return _without_self(
+        sparse.csr_matrix((found.data, found.indices, starts), (n, n)), k
+    )
 
 
 @door(X=Rows("n f"), rows=Positions("k", of="n"), n_threads=Count(low=1, high=10_000))
 def cosine_knn(
     X: sparse.csr_matrix,  # (n_items, n_features) movie features
-    k: int = 20,  # neighbours of each movie, at most; fewer share something with it, or there are no more
+    # neighbours of each movie, at most; fewer share something with it, or there are no
+    # more
+    k: int = 20,
     n_threads: int | None = None,  # None: all cores
-    rows: np.ndarray | None = None,  # positions of the items to find neighbours of; None: all
-) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, no self-loops; other rows empty
+    # positions of the items to find neighbours of; None: all
+    rows: np.ndarray | None = None,
+) -> (
+    sparse.csr_matrix
+):  # A, (n_items, n_items) float32, no self-loops; other rows empty
     "Exact cosine k-nearest-neighbour graph, never n x n in memory."
     check_number("k", k, 1, whole=True)
     if not min(X.shape):
@@ -70,18 +78,27 @@ def cosine_knn(
 def corating_knn(
     pairs: Interactions,  # training ratings
     k: int = 200,  # neighbours of each movie, at most
-    shrinkage: float = 20.0,  # s, in squared spreads of ratings around their user's mean
+    # s, in squared spreads of ratings around their user's mean
+    shrinkage: float = 20.0,
     n_threads: int | None = None,  # None: all cores
-    rows: np.ndarray | None = None,  # positions of the items to find neighbours of; None: all
-) -> sparse.csr_matrix:  # C, (n_items, n_items) float32, no self-loops; other rows empty
+    # positions of the items to find neighbours of; None: all
+    rows: np.ndarray | None = None,
+) -> (
+    sparse.csr_matrix
+):  # C, (n_items, n_items) float32, no self-loops; other rows empty
     "Movies that the same users liked more, or less, than they like movies in general."
     n_users, n_items = len(pairs.users), len(pairs.items)
     _, mean, _ = user_moments(pairs.user, pairs.rating, n_users)
     centred = pairs.rating - mean[pairs.user]
-    length = np.bincount(pairs.item, centred**2, n_items) + shrinkage * pairs.people.spread**2
+    length = (
+        np.bincount(pairs.item, centred**2, n_items)
+        + shrinkage * pairs.people.spread**2
+    )
     weight = 1 / np.sqrt(np.where(length > 0, length, 1))
     value = (centred * weight[pairs.item]).astype(np.float32)
-    raters = sparse.csr_matrix((value, (pairs.item, pairs.user)), shape=(n_items, n_users))
+    raters = sparse.csr_matrix(
+        (value, (pairs.item, pairs.user)), shape=(n_items, n_users)
+    )
     return _product_knn(raters, min(k, n_items - 1), n_threads, rows)
 
 # %% ../nbs/02_graph.ipynb #c015
@@ -107,16 +124,25 @@ def normalise(
     A = sparse.csr_matrix(A + sparse.diags(lonely.astype(np.float64)))
     degree = np.asarray(A.sum(axis=0 if how == "column" else 1)).ravel()
     degree[degree == 0] = 1  # a column nobody points at stays empty
-    left, right = {"row": (-1.0, 0.0), "symmetric": (-0.5, -0.5), "column": (0.0, -1.0)}[how]
-    return sparse.csr_matrix(sparse.diags(degree**left) @ A @ sparse.diags(degree**right), dtype=np.float32)
+    left, right = {
+        "row": (-1.0, 0.0),
+        "symmetric": (-0.5, -0.5),
+        "column": (0.0, -1.0),
+    }[how]
+    return sparse.csr_matrix(
+        sparse.diags(degree**left) @ A @ sparse.diags(degree**right), dtype=np.float32
+    )
 
 # %% ../nbs/02_graph.ipynb #c021
 def check_graph(A: sparse.csr_matrix, n_items: int) -> sparse.csr_matrix:  # float32
     "A graph over so many movies; raises `InputError` for anything else."
     if not sparse.issparse(A) or A.shape != (n_items, n_items):
-        found = f"one of shape {A.shape}" if sparse.issparse(A) else repr(type(A).__name__)
+        found = (
+            f"one of shape {A.shape}" if sparse.issparse(A) else repr(type(A).__name__)
+        )
         raise InputError(
-            f"a graph of {n_items} items is a sparse matrix of {n_items} x {n_items}; got {found}"
+            f"a graph of {n_items} items is a sparse matrix of {n_items} x "
+            f"{n_items}; got {found}"
         )
     return as_sparse("graph", A, "csr", low=0)
 
@@ -127,10 +153,12 @@ class GraphConfig:
 
     k: int = 20  # neighbours of each movie
     blocks: tuple[str, ...] = (  # compared by
-        "overview", "genres", "keywords", "companies", "collection", "creators", "vectors",
+        "overview", "genres", "keywords", "companies", "collection", "creators",
+        "vectors",
     )  # fmt: skip
     symmetrise: bool = True  # make every edge mutual
-    corating: float = 1.0  # weight of the co-rating graph beside the content graph; 0 leaves it out
+    # weight of the co-rating graph beside the content graph; 0 leaves it out
+    corating: float = 1.0
     corating_k: int = 200  # its neighbours of each movie
     corating_shrinkage: float = 20.0  # its shrinkage, in squared spreads of ratings
 
@@ -141,16 +169,28 @@ class GraphConfig:
         check_number("corating_shrinkage", self.corating_shrinkage, 0)
         check_choice("symmetrise", self.symmetrise, (True, False))
         if not isinstance(self.blocks, (tuple, list)):
-            raise InputError(f"blocks must be a list of feature blocks, got {self.blocks!r}")
+            raise InputError(
+                f"blocks must be a list of feature blocks, got {self.blocks!r}"
+            )
         for block in self.blocks:
             check_choice("feature block of the graph", block, BLOCKS)
 
     def __str__(self) -> str:
         graphs = f"content k={self.k}"
-        graphs += f" + {self.corating:g} x co-rating k={self.corating_k}" if self.corating else ""
-        rest = ("blocks", "symmetrise", "corating_shrinkage") if self.corating else ("blocks", "symmetrise")
+        graphs += (
+            f" + {self.corating:g} x co-rating k={self.corating_k}"
+            if self.corating
+            else ""
+        )
+        rest = (
+            ("blocks", "symmetrise", "corating_shrinkage")
+            if self.corating
+            else ("blocks", "symmetrise")
+        )
         changed = [name for name in rest if getattr(self, name) != _DEFAULTS[name]]
-        return ", ".join([graphs, *(f"{name}={getattr(self, name)}" for name in changed)])
+        return ", ".join(
+            [graphs, *(f"{name}={getattr(self, name)}" for name in changed)]
+        )
 
 
 _DEFAULTS = {setting.name: setting.default for setting in fields(GraphConfig)}
@@ -162,14 +202,17 @@ def content_columns(
     config: GraphConfig = GraphConfig(),
 ) -> sparse.csr_matrix:  # (n_items, fewer)
     "The columns that movies are compared by."
-    chosen = [X[:, columns] for name, columns in blocks.items() if name in config.blocks]
+    chosen = [
+        X[:, columns] for name, columns in blocks.items() if name in config.blocks
+    ]
     return sparse.hstack(chosen, format="csr") if chosen else X
 
 # %% ../nbs/02_graph.ipynb #rc206
 @door(content=Rows("n n"), corated=Rows("n n"))
 def blend(
     content: sparse.csr_matrix,  # A, (n_items, n_items) neighbours by content
-    corated: sparse.csr_matrix | None,  # C, (n_items, n_items) neighbours by co-rating, if any
+    # C, (n_items, n_items) neighbours by co-rating, if any
+    corated: sparse.csr_matrix | None,
     config: GraphConfig = GraphConfig(),
 ) -> sparse.csr_matrix:  # (n_items, n_items)
     "One graph of two: their weighted sum, made mutual where the settings say so."
@@ -184,15 +227,24 @@ def item_graph(
     blocks: dict[str, slice],  # `MovieFeatures.blocks_`
     pairs: Interactions,  # training ratings
     config: GraphConfig = GraphConfig(),
-    dropped: dict[str, int] | None = None,  # receives how many neighbours there are too few
+    # receives how many neighbours there are too few
+    dropped: dict[str, int] | None = None,
 ) -> sparse.csr_matrix:  # A, (n_items, n_items)
-    "Nearest neighbours over the chosen blocks (all, where the data has none of those), and by co-rating."
+    """Nearest neighbours over the chosen blocks (all, where the data has none of
+    those), and by co-rating."""
     n_items = X.shape[0]
     if dropped is not None and (fewer := config.k - n_items + 1) > 0:
-        dropped[f"note: neighbours of each item fewer than asked for, there being {n_items} items"] = fewer
+        dropped[
+            "note: neighbours of each item fewer than asked for, there being "
+            f"{n_items} items"
+        ] = fewer
     content = cosine_knn(content_columns(X, blocks, config), config.k)
     asked = config.corating > 0
-    corated = corating_knn(pairs, config.corating_k, config.corating_shrinkage) if asked else None
+    corated = (
+        corating_knn(pairs, config.corating_k, config.corating_shrinkage)
+        if asked
+        else None
+    )
     return blend(content, corated, config)
 
 # %% ../nbs/02_graph.ipynb #c027
@@ -203,20 +255,30 @@ def link_items(
     blocks: dict[str, slice],  # `MovieFeatures.blocks_`
     config: GraphConfig = GraphConfig(),
 ) -> sparse.csr_matrix:  # (n, n)
-    "Join new movies to their nearest neighbours by content; edges between old movies stay as they are."
+    """Join new movies to their nearest neighbours by content; edges between old movies
+    stay as they are."""
     n_old, n = A.shape[0], X.shape[0]
     if n < n_old:
-        raise InputError(f"the graph has {n_old} items and the catalogue {n}; new ones stand behind the old")
-    links = cosine_knn(content_columns(X, blocks, config), config.k, rows=np.arange(n_old, n))
+        raise InputError(
+            f"the graph has {n_old} items and the catalogue {n}; new ones stand "
+            "behind the old"
+        )
+    links = cosine_knn(
+        content_columns(X, blocks, config), config.k, rows=np.arange(n_old, n)
+    )
     A = A.copy()
     A.resize(n, n)
-    return sparse.csr_matrix(A + (links.maximum(links.T) if config.symmetrise else links))
+    return sparse.csr_matrix(
+        A + (links.maximum(links.T) if config.symmetrise else links)
+    )
 
 # %% ../nbs/02_graph.ipynb #c030
 @door(A=Rows("n n"))
 def graph_statistics(
     A: sparse.csr_matrix,
-) -> dict[str, float]:  # movies, edges, isolated, mean_degree, largest_degree, components, mutual share
+) -> dict[
+    str, float
+]:  # movies, edges, isolated, mean_degree, largest_degree, components, mutual share
     "What a graph looks like in numbers; degrees count outgoing edges."
     degree = np.diff(A.indptr)
     touched = (degree > 0) | (np.bincount(A.indices, minlength=A.shape[0]) > 0)

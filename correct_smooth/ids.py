@@ -30,7 +30,9 @@ def whole_number(text: Any) -> int | None:
     return int(found[1]) if found else None
 
 # %% ../nbs/10a_ids.ipynb #rb_each
-def _each_value(column: pd.Series, change: Callable[[Any], Any], kind: str | None = None) -> pd.Series:
+def _each_value(
+    column: pd.Series, change: Callable[[Any], Any], kind: str | None = None
+) -> pd.Series:
     "The column with every distinct value changed, once; what is missing stays missing."
     codes, values = pd.factorize(column)
     changed = pd.Series([*map(change, values), None], dtype=kind, name=column.name)
@@ -59,17 +61,27 @@ def first_cell(cells: pd.Series) -> str:
 
 # %% ../nbs/10a_ids.ipynb #c007
 def uncoded(column: pd.Series) -> pd.Series:
-    "The column with its values in place of codes for them, as categories have, also those of Arrow."
+    """The column with its values in place of codes for them, as categories have, also
+    those of Arrow."""
     kind = column.dtype
-    arrow = isinstance(kind, pd.ArrowDtype) and pa.types.is_dictionary(kind.pyarrow_dtype)
-    return column.astype(object) if arrow or isinstance(kind, pd.CategoricalDtype) else column
+    arrow = isinstance(kind, pd.ArrowDtype) and pa.types.is_dictionary(
+        kind.pyarrow_dtype
+    )
+    return (
+        column.astype(object)
+        if arrow or isinstance(kind, pd.CategoricalDtype)
+        else column
+    )
 
 # %% ../nbs/10a_ids.ipynb #rb_as_ids
 def _whole_numbers(given: pd.Series, kind: str) -> bool:
-    "Whether these are whole numbers that 64 bits, and the type they come in, hold exactly."
+    """Whether these are whole numbers that 64 bits, and the type they come in, hold
+    exactly."""
     if kind == "integer":
         return bool(given.between(-(2**63), 2**63 - 1).all())
-    exact = {"float16": 2.0**11, "float32": 2.0**24}.get(str(given.dtype).lower(), 2.0**53)
+    exact = {"float16": 2.0**11, "float32": 2.0**24}.get(
+        str(given.dtype).lower(), 2.0**53
+    )
     real = kind in ("floating", "mixed-integer-float", "decimal")
     return bool(real and (given % 1 == 0).all() and (abs(given) < exact).all())
 
@@ -91,25 +103,36 @@ def as_ids(
         if kind in ("string", "empty"):
             return column
         if not _whole_numbers(column.dropna(), kind):
-            raise InputError(f"{what} must be all whole numbers (of 64 bits) or all text, these are {kind}")
+            raise InputError(
+                f"{what} must be all whole numbers (of 64 bits) or all text, "
+                f"these are {kind}"
+            )
         if column.dtype == object:
-            whole = pd.array([None if pd.isna(id_) else int(id_) for id_ in column], dtype="Int64")
+            whole = pd.array(
+                [None if pd.isna(id_) else int(id_) for id_ in column], dtype="Int64"
+            )
             column = pd.Series(whole, column.index, name=column.name)
         return column.astype("Int64" if column.isna().any() else np.int64)
 
 # %% ../nbs/10a_ids.ipynb #c009
 def same_ids(
-    columns: dict[str, pd.Series],  # ids of one kind of thing, by what they are, for messages
+    # ids of one kind of thing, by what they are, for messages
+    columns: dict[str, pd.Series],
     untyped: Collection[str] = (),  # those out of files in which everything is text
 ) -> dict[str, pd.Series]:  # the same, all of them whole numbers or all text
     "Ids that belong together, of one kind."
     ids = {name: as_ids(column, name) for name, column in columns.items()}
     text = [name for name, column in ids.items() if not is_whole(column)]
-    meant = len(text) == len(ids) and any(name not in untyped for name in text)  # nowhere a number
+    # nowhere a number
+    meant = len(text) == len(ids) and any(name not in untyped for name in text)
     whole = {name: as_whole(ids[name]) for name in text if name in untyped or not meant}
     if all((whole[name].notna() == ids[name].notna()).all() for name in whole):
         ids |= whole  # also beside what is meant as text: there, too, 7.0 is 7
-        return {name: as_text_ids(column) for name, column in ids.items()} if meant else ids
+        return (
+            {name: as_text_ids(column) for name, column in ids.items()}
+            if meant
+            else ids
+        )
     return {name: as_text_ids(column) for name, column in ids.items()}
 
 # %% ../nbs/10a_ids.ipynb #c012
@@ -117,7 +140,8 @@ def id_like(
     value: Any,  # as asked for: a number, or text
     known: pd.Index,
 ) -> int | str | None:
-    "An id of the kind of those known, whole number or text; None where it cannot be one."
+    """An id of the kind of those known, whole number or text; None where it cannot be
+    one."""
     if isinstance(value, (float, np.floating)) and value % 1 == 0:
         value = int(value)
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -156,7 +180,9 @@ def positions(
     "Position of each id; raises `InputError` naming the first that is unknown."
     at = find_ids(ids, vocabulary).astype(np.int32)
     if (at < 0).any():
-        stranger = pd.Index(ids, tupleize_cols=False).tolist()[int(np.flatnonzero(at < 0)[0])]
+        stranger = pd.Index(ids, tupleize_cols=False).tolist()[
+            int(np.flatnonzero(at < 0)[0])
+        ]
         raise InputError(
             f"{what} {stranger!r} is unknown ({int((at < 0).sum())} such); "
             f"known are {vocabulary[:3].tolist()} ..."
@@ -176,5 +202,8 @@ def ids_like(
     whole = as_whole(ids)
     if (strange := whole.isna() & ids.notna()).any():
         free = f"whole numbers, such as {known.max() + 1}"
-        raise InputError(f"{what} {first_cell(ids[strange])} is of another kind than those known; use {free}")
+        raise InputError(
+            f"{what} {first_cell(ids[strange])} is of another kind than those "
+            f"known; use {free}"
+        )
     return whole

@@ -32,16 +32,29 @@ def item_tensors(
         matrices["vectors"] = vectors
         found["width"] = np.array([vectors.shape[1]])
     for name, A in matrices.items():
-        found |= {f"{name}.{part}": getattr(A, part) for part in ("data", "indices", "indptr")}
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
+        found |= {
+            f"{name}.{part}": getattr(A, part) for part in ("data", "indices", "indptr")
+        }
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array))
+        for name, array in found.items()
+    }
 
 # %% ../nbs/11c_item_tensors.ipynb #t008
-def _sparse(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], kind: type) -> Any:
+def _sparse(
+    tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], kind: type
+) -> Any:
     "A sparse matrix of finite numbers; raises `ValueError` for anything else."
-    parts = (tensors[f"{name}.{part}"].numpy() for part in ("data", "indices", "indptr"))
+    parts = (
+        tensors[f"{name}.{part}"].numpy() for part in ("data", "indices", "indptr")
+    )
     A = kind(tuple(parts), shape=shape)
     A.check_format(full_check=True)
-    if A.dtype != np.float32 or (np.diff(A.indptr) < 0).any() or not (np.abs(A.data) < 1e15).all():
+    if (
+        A.dtype != np.float32
+        or (np.diff(A.indptr) < 0).any()
+        or not (np.abs(A.data) < 1e15).all()
+    ):
         raise ValueError(f"{name} holds what are no weights")
     return A
 
@@ -53,12 +66,19 @@ def vectors_of(tensors: dict[str, torch.Tensor], n: int) -> sparse.csr_matrix | 
     return _sparse(tensors, "vectors", (n, int(tensors["width"])), sparse.csr_matrix)
 
 # %% ../nbs/11c_item_tensors.ipynb #t013
-def histories(data: Dataset, mean: sparse.csc_matrix, config: WatchConfig) -> sparse.csc_matrix:
-    "What the users of a data set have watched, and behind them the mean that was saved."
-    return sparse.hstack([watched(data, config.disliked), mean], format="csc", dtype=np.float32)
+def histories(
+    data: Dataset, mean: sparse.csc_matrix, config: WatchConfig
+) -> sparse.csc_matrix:
+    """What the users of a data set have watched, and behind them the mean that was
+    saved."""
+    return sparse.hstack(
+        [watched(data, config.disliked), mean], format="csc", dtype=np.float32
+    )
 
 
-def watch_of(tensors: dict[str, torch.Tensor], data: Dataset, config: WatchConfig) -> Watch:
+def watch_of(
+    tensors: dict[str, torch.Tensor], data: Dataset, config: WatchConfig
+) -> Watch:
     "Watch scores of the users of a data set."
     n = len(data.items)
     M = histories(data, _sparse(tensors, "mean", (n, 1), sparse.csc_matrix), config)

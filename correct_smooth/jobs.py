@@ -24,31 +24,34 @@ def variable(
     text = os.environ.get(name, "").strip() or default
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
         raise InputError(
-            f"the variable {name} must be a whole number from {low} to {high}, and is '{text}'; "
-            "torchrun sets it, and without WORLD_SIZE this runs alone"
+            f"the variable {name} must be a whole number from {low} to {high}, and is "
+            f"'{text}'; torchrun sets it, and without WORLD_SIZE this runs alone"
         )
     return int(text)
 
 # %% ../nbs/12d_jobs.ipynb #j3c
 def has_others() -> bool:
-    "Whether this process is one of several; raises `InputError` if its variables do not say which."
+    """Whether this process is one of several; raises `InputError` if its variables do
+    not say which."""
     ranks = variable("WORLD_SIZE", 1, 10**6, "1")
     if ranks == 1:
         return False
     needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
     if absent := [name for name in needed if not os.environ.get(name, "").strip()]:
         raise InputError(
-            f"WORLD_SIZE says that this is one of {ranks} processes, but {', '.join(absent)} not set; "
-            "start it by torchrun, or unset WORLD_SIZE to run alone"
+            f"WORLD_SIZE says that this is one of {ranks} processes, but "
+            f"{', '.join(absent)} not set; start it by torchrun, or unset WORLD_SIZE "
+            "to run alone"
         )
     at, port = variable("RANK", 0, ranks - 1), variable("MASTER_PORT", 1, 65_535)
     if at == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         try:
-            socket.create_server(("", port)).close()  # it is rank 0 that the others will call there
+            # it is rank 0 that the others will call there
+            socket.create_server(("", port)).close()
         except OSError as error:
             raise InputError(
-                f"rank 0 cannot open port {port} of this machine: {os.strerror(error.errno or 0)}; "
-                "give all ranks another MASTER_PORT"
+                f"rank 0 cannot open port {port} of this machine: "
+                f"{os.strerror(error.errno or 0)}; give all ranks another MASTER_PORT"
             ) from error
     return True
 

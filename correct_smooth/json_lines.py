@@ -27,10 +27,15 @@ def json_blocks(
     file: IO[bytes],  # at its beginning
     rows: int = 2**16,  # of a block
 ) -> Iterator[pd.DataFrame]:
-    "Tables of the objects in a file, one a line or all in one list, values as they are."
+    """Tables of the objects in a file, one a line or all in one list, values as they
+    are."""
     head = file.read(2**10).lstrip()
     file.seek(0)
-    options: dict[str, Any] = {"dtype": False, "convert_dates": False, "precise_float": True}
+    options: dict[str, Any] = {
+        "dtype": False,
+        "convert_dates": False,
+        "precise_float": True,
+    }
     if re.match(rb"\{\s*'", head):
         lines = (line for line in io.TextIOWrapper(file, "utf-8") if line.strip())
         while block := [literal(line) for line in islice(lines, rows)]:
@@ -51,17 +56,26 @@ def pick_json(
     file: IO[bytes],  # at its beginning
     columns: Collection[str],  # those that are there are wanted
 ) -> pd.DataFrame | None:
-    "Some columns of JSON lines; None where they are not of one kind, or hold more than texts and numbers."
+    """Some columns of JSON lines; None where they are not of one kind, or hold more
+    than texts and numbers."""
     if not file.read(2**10).lstrip().startswith(b'{"'):
         return None
     file.seek(0)
     head = next(json_blocks(file, 100), pd.DataFrame())
-    kinds = {name: _ARROW.get(str(head[name].dtype)) for name in head.columns if name in columns}
+    kinds = {
+        name: _ARROW.get(str(head[name].dtype))
+        for name in head.columns
+        if name in columns
+    }
     if not kinds or None in kinds.values():
         return None
     file.seek(0)
-    form = json.ParseOptions(explicit_schema=pa.schema(kinds.items()), unexpected_field_behavior="ignore")
+    form = json.ParseOptions(
+        explicit_schema=pa.schema(kinds.items()), unexpected_field_behavior="ignore"
+    )
     try:
-        return json.read_json(file, json.ReadOptions(block_size=2**22), form).to_pandas()
+        return json.read_json(
+            file, json.ReadOptions(block_size=2**22), form
+        ).to_pandas()
     except UNREADABLE:
         return None  # whoever reads all of it will say what is wrong

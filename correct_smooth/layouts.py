@@ -21,7 +21,16 @@ import pandas as pd
 from .checks import InputError, printable
 from .ids import PADDED, as_text_ids, as_whole, first_cell, same_ids
 from .parsing import as_numbers
-from .roles import LISTS, NUMBERS, OWN_NUMBERS, TEXTS, Columns, Kind, both_renamed, renamed
+from correct_smooth.roles import (
+    LISTS,
+    NUMBERS,
+    OWN_NUMBERS,
+    TEXTS,
+    Columns,
+    Kind,
+    both_renamed,
+    renamed,
+)
 from .table_files import Table, TableFile, find_table, read_table
 
 # %% ../nbs/07m_layouts.ipynb #l05
@@ -32,8 +41,10 @@ class Pair:
     items: pd.DataFrame
     ratings: pd.DataFrame
     noun: str = "item"  # what an item is called
-    no_opinion: float | None = None  # the rating that says so, where these data are known to have one
-    texts: tuple[str, ...] = ("movies", "ratings")  # those out of files in which everything is text
+    # the rating that says so, where these data are known to have one
+    no_opinion: float | None = None
+    # those out of files in which everything is text
+    texts: tuple[str, ...] = ("movies", "ratings")
 
 
 Tables = dict[str, Table]
@@ -41,20 +52,30 @@ Tables = dict[str, Table]
 
 def out_of_text(about: Table, stars: Table) -> tuple[str, ...]:
     "Which of the two come out of a file in which everything is text."
-    return tuple(name for name, table in (("movies", about), ("ratings", stars)) if table.kind == "text")
+    return tuple(
+        name
+        for name, table in (("movies", about), ("ratings", stars))
+        if table.kind == "text"
+    )
 
 # %% ../nbs/07m_layouts.ipynb #l07
-_TABLES = re.compile(r"\.(csv|tsv|tab|txt|dat|data|json|jsonl|ndjson|parquet|pq)$", re.IGNORECASE)
+_TABLES = re.compile(
+    r"\.(csv|tsv|tab|txt|dat|data|json|jsonl|ndjson|parquet|pq)$", re.IGNORECASE
+)
 
 
 def find_tables(
     files: dict[str, TableFile],  # by name
     sep: str | None = None,  # this and the next as for `find_table`
     encoding: str | None = None,
-) -> tuple[Tables, dict[str, InputError]]:  # by name of the file; and what is wrong with the others
+) -> tuple[
+    Tables, dict[str, InputError]
+]:  # by name of the file; and what is wrong with the others
     "Look at the files that may be tables of two columns at least."
     found, faults = {}, dict[str, InputError]()
-    for name, file in islice(((name, file) for name, file in files.items() if _TABLES.search(name)), 200):
+    for name, file in islice(
+        ((name, file) for name, file in files.items() if _TABLES.search(name)), 200
+    ):
         try:
             table = find_table(file, sep, encoding)
         except InputError as error:
@@ -63,8 +84,14 @@ def find_tables(
         if len(table.columns) > 1:
             found[name] = table
         else:
-            faults[name] = InputError(f"{file.where} has one column only, {printable(table.columns[0])!r}")
-    return found, {name: fault for name, fault in faults.items() if not name.lower().endswith(".txt")}
+            faults[name] = InputError(
+                f"{file.where} has one column only, {printable(table.columns[0])!r}"
+            )
+    return found, {
+        name: fault
+        for name, fault in faults.items()
+        if not name.lower().endswith(".txt")
+    }
 
 # %% ../nbs/07m_layouts.ipynb #l26
 _ASIN, _REVIEWER = r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]", r"#?[A-Z0-9_]{11,40}"
@@ -78,9 +105,13 @@ def by_position(
     if len(table.columns) not in (3, 4):
         return {}
     first, second = (
-        pd.Series([row[at] for row in table.rows if len(row) > at], dtype=object) for at in (0, 1)
+        pd.Series([row[at] for row in table.rows if len(row) > at], dtype=object)
+        for at in (0, 1)
     )
-    item, user = (column.str.fullmatch(kind).all() for column, kind in ((first, _ASIN), (second, _REVIEWER)))
+    item, user = (
+        column.str.fullmatch(kind).all()
+        for column, kind in ((first, _ASIN), (second, _REVIEWER))
+    )
     if len(table.rows) and item and user:
         names[:2] = ["item_id", "user_id"]
     return dict(zip(table.columns, names[: len(table.columns)], strict=True))
@@ -88,48 +119,81 @@ def by_position(
 
 def _own(table: Table, columns: Columns | None) -> Columns:
     "What you have said of the columns of this table, and what their places say."
-    said = {name: role for name, role in (columns or {}).items() if name in table.columns}
+    said = {
+        name: role for name, role in (columns or {}).items() if name in table.columns
+    }
     return said or ({} if table.heading else by_position(table))
 
 
 def _names(table: Table, what: Kind, columns: Columns | None) -> set[str]:
     "Our names for the columns of a table, read as one or the other."
     try:
-        return set(renamed(pd.DataFrame(columns=list(table.columns)), what, _own(table, columns), {}).columns)
+        return set(
+            renamed(
+                pd.DataFrame(columns=list(table.columns)),
+                what,
+                _own(table, columns),
+                {},
+            ).columns
+        )
     except InputError:
         return set()
 
 # %% ../nbs/07m_layouts.ipynb #l28
-_RATED = re.compile(r"rating|interaction|review|event|score|vote|play|purchase", re.IGNORECASE)
+_RATED = re.compile(
+    r"rating|interaction|review|event|score|vote|play|purchase", re.IGNORECASE
+)
 _ABOUT = re.compile(
-    r"item|movie|film|book|product|meta|song|track|artist|game|catalog|article", re.IGNORECASE
+    r"item|movie|film|book|product|meta|song|track|artist|game|catalog|article",
+    re.IGNORECASE,
 )
 
 
-def _best(tables: Tables, merit: Callable[[str, Table], tuple[float, ...]], what: str) -> Table | None:
+def _best(
+    tables: Tables, merit: Callable[[str, Table], tuple[float, ...]], what: str
+) -> Table | None:
     "The table of most merit; raises `InputError` where two have as much."
-    ranked = sorted(((merit(name, table), name) for name, table in tables.items()), reverse=True)
+    ranked = sorted(
+        ((merit(name, table), name) for name, table in tables.items()), reverse=True
+    )
     ranked = [one for one in ranked if one[0][0] > 0]
     if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
         both = " and ".join(sorted(printable(name) for _, name in ranked[:2]))
-        raise InputError(f"{both} could each be the table of {what}; leave one of them in the folder")
+        raise InputError(
+            f"{both} could each be the table of {what}; leave one of them in the folder"
+        )
     return tables[ranked[0][1]] if ranked else None
 
 
-def _two_tables(tables: Tables, columns: Columns | None) -> tuple[Table | None, Table | None]:
-    "The table of ratings and the one about items, either of them None if there is none."
+def _two_tables(
+    tables: Tables, columns: Columns | None
+) -> tuple[Table | None, Table | None]:
+    """The table of ratings and the one about items, either of them None if there is
+    none."""
 
     def rates(name: str, table: Table) -> tuple[float, ...]:
         names = _names(table, "ratings", columns)
-        return bool({"user_id", "item_id"} <= names), "rating" in names, bool(_RATED.search(name))
+        return (
+            bool({"user_id", "item_id"} <= names),
+            "rating" in names,
+            bool(_RATED.search(name)),
+        )
 
     def tells(name: str, table: Table) -> tuple[float, ...]:
         names = _names(table, "movies", columns)
         people = "user_id" in _names(table, "ratings", columns)
         known = len(
-            [n for n in names if n in (*TEXTS, *LISTS, "year", "vector") or n.startswith(OWN_NUMBERS)]
+            [
+                n
+                for n in names
+                if n in (*TEXTS, *LISTS, "year", "vector") or n.startswith(OWN_NUMBERS)
+            ]
         )
-        return "item_id" in names and not people and known > 0, known, bool(_ABOUT.search(name))
+        return (
+            "item_id" in names and not people and known > 0,
+            known,
+            bool(_ABOUT.search(name)),
+        )
 
     ratings = _best(tables, rates, "ratings")
     others = {name: table for name, table in tables.items() if table is not ratings}
@@ -149,7 +213,9 @@ _OF_ITEMS = (
 )
 
 
-def _items_within(flat: pd.DataFrame, alone: bool, dropped: dict[str, int]) -> pd.DataFrame:
+def _items_within(
+    flat: pd.DataFrame, alone: bool, dropped: dict[str, int]
+) -> pd.DataFrame:
     "Items as they are told of in a table of ratings."
     items = flat.drop_duplicates("item_id")
     constant = []
@@ -158,11 +224,13 @@ def _items_within(flat: pd.DataFrame, alone: bool, dropped: dict[str, int]) -> p
         if (texts.groupby(flat["item_id"]).nunique() == 1).mean() > 0.95:
             constant.append(name)
     if constant:
-        dropped[f"note: items made of columns that ratings have: {', '.join(constant)}"] = len(items)
+        dropped[
+            f"note: items made of columns that ratings have: {', '.join(constant)}"
+        ] = len(items)
     elif not alone:
         raise InputError(
-            "no table tells about the items; bring one with a title, texts, names or numbers of each, "
-            "or say which of its columns is the item"
+            "no table tells about the items; bring one with a title, texts, names or "
+            "numbers of each, or say which of its columns is the item"
         )
     else:
         needed = "a model needs a text, names, numbers or vectors of each"
@@ -173,9 +241,14 @@ def _items_within(flat: pd.DataFrame, alone: bool, dropped: dict[str, int]) -> p
 def of_one_kind(pair: Pair) -> Pair:
     "The same, ids out of texts as numbers where all of them are."
     tables = {"movies": pair.items, "ratings": pair.ratings}
-    for column, names in (("item_id", ("movies", "ratings")), ("user_id", ("ratings",))):
+    for column, names in (
+        ("item_id", ("movies", "ratings")),
+        ("user_id", ("ratings",)),
+    ):
         ids = {f"{column} of {name}": tables[name][column] for name in names}
-        for what, found in same_ids(ids, {f"{column} of {name}" for name in pair.texts}).items():
+        for what, found in same_ids(
+            ids, {f"{column} of {name}" for name in pair.texts}
+        ).items():
             name = what.rpartition(" ")[2]
             tables[name] = tables[name].assign(**{column: found})
     return replace(pair, items=tables["movies"], ratings=tables["ratings"])
@@ -186,10 +259,14 @@ def whole_or_text(
     column: str,  # of ids of one kind of thing
     dropped: dict[str, int],
 ) -> list[pd.DataFrame]:
-    "Ids as whole numbers, rows with others counted and left out; or as text, where most are no numbers."
+    """Ids as whole numbers, rows with others counted and left out; or as text, where
+    most are no numbers."""
     whole = {what: as_whole(table[column]) for what, table in tables.items()}
     odd = pd.concat(
-        [table.loc[whole[what].isna() & table[column].notna(), column] for what, table in tables.items()]
+        [
+            table.loc[whole[what].isna() & table[column].notna(), column]
+            for what, table in tables.items()
+        ]
     )
     given = sum(int(table[column].notna().sum()) for table in tables.values())
     text = 2 * len(odd) > given or odd.astype(str).str.fullmatch(PADDED).any()
@@ -198,10 +275,16 @@ def whole_or_text(
         ids = as_text_ids(table[column]) if text else whole[what]
         if (lost := ids.isna()).any():
             why = "without an id" if text else "whose id is not a whole number"
-            dropped[f"{what} {why}, such as {first_cell(table[column][lost])}"] = int(lost.sum())
+            dropped[f"{what} {why}, such as {first_cell(table[column][lost])}"] = int(
+                lost.sum()
+            )
             table, ids = table[~lost], ids[~lost]
         kept = ids is table[column] or (ids.dtype == table[column].dtype == np.int64)
-        out.append(table if kept else table.assign(**{column: ids if text else ids.astype(np.int64)}))
+        out.append(
+            table
+            if kept
+            else table.assign(**{column: ids if text else ids.astype(np.int64)})
+        )
     return out
 
 # %% ../nbs/07m_layouts.ipynb #wy
@@ -210,7 +293,8 @@ def with_years(
     dropped: dict[str, int],
     said: bool = True,  # note it
 ) -> pd.DataFrame:
-    "Years taken off titles, where nearly all of them end in one in brackets and there is no other."
+    """Years taken off titles, where nearly all of them end in one in brackets and there
+    is no other."""
     if "year" in items or "title" not in items:
         return items
     title = items["title"].astype(object).where(items["title"].notna(), "").astype(str)
@@ -220,10 +304,15 @@ def with_years(
         return items
     if said and n:
         dropped["note: years taken off the end of titles"] = n
-    return items.assign(title=parts[0].where(parts[1].notna(), title.str.strip()), year=parts[1])
+    return items.assign(
+        title=parts[0].where(parts[1].notna(), title.str.strip()), year=parts[1]
+    )
 
 # %% ../nbs/07m_layouts.ipynb #l33
-_NOUNS = "book movie film product song track artist game anime recipe article video podcast course".split()
+_NOUNS = (
+    "book movie film product song track artist game anime recipe article video "
+    "podcast course"
+).split()
 
 
 def guess_noun(
@@ -238,20 +327,36 @@ def guess_noun(
 
 
 def mended(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    "Ratings with a point for a comma in numbers, with times in seconds, and with 1 where there is no rating."
+    """Ratings with a point for a comma in numbers, with times in seconds, and with 1
+    where there is no rating."""
     out = ratings
     if "rating" not in out:
         dropped["note: rows of people and items without a rating, read as 1"] = len(out)
         out = out.assign(rating=1.0)
     if out["rating"].dtype.kind not in "iufb":
         stars = out["rating"].astype(object)
-        comma = stars.where(stars.notna(), "").astype(str).str.fullmatch(r"\s*\d+,\d+\s*")
+        comma = (
+            stars.where(stars.notna(), "").astype(str).str.fullmatch(r"\s*\d+,\d+\s*")
+        )
         if comma.any():
-            dropped["note: ratings with a comma in the number, read as a point"] = int(comma.sum())
-            out = out.assign(rating=stars.mask(comma, stars[comma].str.replace(",", ".")))
+            dropped["note: ratings with a comma in the number, read as a point"] = int(
+                comma.sum()
+            )
+            out = out.assign(
+                rating=stars.mask(comma, stars[comma].str.replace(",", "."))
+            )
     if "timestamp" in out:
-        times = as_numbers(out["timestamp"]) if out["timestamp"].dtype.kind in "iufO" else None
-        if times is not None and times.notna().all() and len(times) and times.min() > 1e11:
+        times = (
+            as_numbers(out["timestamp"])
+            if out["timestamp"].dtype.kind in "iufO"
+            else None
+        )
+        if (
+            times is not None
+            and times.notna().all()
+            and len(times)
+            and times.min() > 1e11
+        ):
             dropped["note: times in thousandths of a second, read as such"] = len(times)
             out = out.assign(timestamp=(times // 1000).astype(np.int64))
     return out
@@ -261,7 +366,8 @@ _COMMA = r"\s*-?\d+,\d+\s*"
 
 
 def with_points(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    "Items with a point for a comma in the numbers of those columns where it can be nothing else."
+    """Items with a point for a comma in the numbers of those columns where it can be
+    nothing else."""
     out = items
     for name in map(str, items.columns):
         if name not in NUMBERS and not name.startswith(OWN_NUMBERS):
@@ -270,9 +376,16 @@ def with_points(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
             continue
         texts = items[name].astype(object).where(items[name].notna(), "").astype(str)
         comma = texts.str.fullmatch(_COMMA)
-        if comma.any() and not texts[comma].str.fullmatch(r"\s*-?\d{1,3},\d{3}\s*").all():
-            dropped[f"note: numbers of {name} with a comma, read as a point"] = int(comma.sum())
-            out = out.assign(**{name: texts.mask(comma, texts[comma].str.replace(",", "."))})
+        if (
+            comma.any()
+            and not texts[comma].str.fullmatch(r"\s*-?\d{1,3},\d{3}\s*").all()
+        ):
+            dropped[f"note: numbers of {name} with a comma, read as a point"] = int(
+                comma.sum()
+            )
+            out = out.assign(
+                **{name: texts.mask(comma, texts[comma].str.replace(",", "."))}
+            )
     return out
 
 # %% ../nbs/07m_layouts.ipynb #l35
@@ -281,7 +394,9 @@ def _roles(table: Table, columns: Columns) -> dict[str, str]:
     roles = {}
     for name in table.columns:
         said = {name: columns[name]} if name in columns else {}
-        role = next(iter(renamed(pd.DataFrame(columns=[name]), "ratings", said).columns), "")
+        role = next(
+            iter(renamed(pd.DataFrame(columns=[name]), "ratings", said).columns), ""
+        )
         if role in ("user_id", "item_id", "rating", "timestamp"):
             roles[name] = role
     return roles
@@ -291,8 +406,14 @@ def _kinds(table: Table, roles: dict[str, str]) -> dict[str, Any]:
     "Columns of ratings that seem to hold numbers, as far as they were looked at."
     kinds: dict[str, Any] = {}
     for at, name in enumerate(table.columns):
-        cells = pd.Series([row[at] for row in table.rows if len(row) > at], dtype=object)
-        if roles.get(name) == "rating" and len(cells) and as_numbers(cells).notna().all():
+        cells = pd.Series(
+            [row[at] for row in table.rows if len(row) > at], dtype=object
+        )
+        if (
+            roles.get(name) == "rating"
+            and len(cells)
+            and as_numbers(cells).notna().all()
+        ):
             kinds[name] = np.float64
         elif name in roles and len(cells) and as_whole(cells).notna().all():
             kinds[name] = np.int64
@@ -309,30 +430,60 @@ def read_pair(
     "Read any two tables, or one, by their columns."
     every = {name for table in tables.values() for name in table.columns}
     if strange := [name for name in columns or {} if name not in every]:
-        raise InputError(f"no table has the column {strange[0]!r}; found: {', '.join(sorted(every)[:30])}")
+        raise InputError(
+            f"no table has the column {strange[0]!r}; found: "
+            f"{', '.join(sorted(every)[:30])}"
+        )
     for name, role in (columns or {}).items():
-        renamed(pd.DataFrame(columns=[name]), "movies", {name: role})  # is there such a role?
+        # is there such a role?
+        renamed(pd.DataFrame(columns=[name]), "movies", {name: role})
     for table in tables.values():
-        mine = {name: role for name, role in (columns or {}).items() if name in table.columns}
-        renamed(pd.DataFrame(columns=list(mine)), "movies", mine)  # may they all be what they are said to be?
+        mine = {
+            name: role
+            for name, role in (columns or {}).items()
+            if name in table.columns
+        }
+        # may they all be what they are said to be?
+        renamed(pd.DataFrame(columns=list(mine)), "movies", mine)
     stars, about = _two_tables(tables, columns)
     if stars is None:
         return None
     said = {**(columns or {}), **_own(stars, columns)}
     roles = _roles(stars, said)
-    ratings = read_table(stars, dropped, None if about is None else list(roles), _kinds(stars, roles))
+    ratings = read_table(
+        stars, dropped, None if about is None else list(roles), _kinds(stars, roles)
+    )
     if about is None and faults:
         raise next(iter(faults.values()))  # what it holds may be what is missing
     if about is None:
-        flat = renamed(ratings, "movies", {k: v for k, v in said.items() if k in ratings}, {})
-        flat = renamed(flat, "ratings", {k: v for k, v in said.items() if k in flat}, dropped)
+        flat = renamed(
+            ratings, "movies", {k: v for k, v in said.items() if k in ratings}, {}
+        )
+        flat = renamed(
+            flat, "ratings", {k: v for k, v in said.items() if k in flat}, dropped
+        )
         items, ratings = _items_within(flat, alone, dropped), flat
     else:
-        items, ratings = both_renamed(read_table(about, dropped), ratings, said, dropped)
-    rest = (name for name in tables if tables[name] not in (stars, about) and not name.endswith(".txt"))
+        items, ratings = both_renamed(
+            read_table(about, dropped), ratings, said, dropped
+        )
+    rest = (
+        name
+        for name in tables
+        if tables[name] not in (stars, about) and not name.endswith(".txt")
+    )
     if others := sorted(map(printable, rest)):
         dropped[f"note: other tables passed over, such as {others[0]}"] = len(others)
     noun = guess_noun([about.file.name, *about.columns[:3]] if about else stars.columns)
-    ours = [name for name in ("user_id", "item_id", "rating", "timestamp") if name in ratings]
+    ours = [
+        name
+        for name in ("user_id", "item_id", "rating", "timestamp")
+        if name in ratings
+    ]
     texts = out_of_text(about or stars, stars)
-    return Pair(with_years(with_points(items, dropped), dropped), ratings[ours], noun, texts=texts)
+    return Pair(
+        with_years(with_points(items, dropped), dropped),
+        ratings[ours],
+        noun,
+        texts=texts,
+    )

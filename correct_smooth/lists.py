@@ -25,12 +25,15 @@ _METRICS = ("ndcg", "recall", "hit")
 
 def list_metrics(
     lists: np.ndarray,  # (m, n) items, best first; -1 for an empty place
-    relevant: sparse.csr_array,  # (m, n_items) True where the item is relevant to the user
+    # (m, n_items) True where the item is relevant to the user
+    relevant: sparse.csr_array,
 ) -> pd.DataFrame:  # m rows: ndcg, recall, hit; nan where nothing is relevant
     "How much of what is relevant to each user is on their list, and how near the top."
     check_lists(lists, relevant.shape[1])
     if len(lists) != relevant.shape[0]:
-        raise InputError(f"{len(lists)} lists for {relevant.shape[0]} users; each user has one")
+        raise InputError(
+            f"{len(lists)} lists for {relevant.shape[0]} users; each user has one"
+        )
     row, place = np.nonzero(lists >= 0)
     hit = np.zeros(lists.shape, bool)
     hit[row, place] = np.asarray(relevant[row, lists[row, place]]).ravel()
@@ -38,71 +41,104 @@ def list_metrics(
     n = relevant.sum(axis=1)
     best = np.append(0, np.cumsum(weight))[np.minimum(n, len(weight))]
     with np.errstate(invalid="ignore"):  # 0 / 0 where nothing is relevant
-        found = np.array([hit @ weight / best, hit.sum(axis=1) / n, np.where(n, hit.any(axis=1), np.nan)])
+        found = np.array(
+            [
+                hit @ weight / best,
+                hit.sum(axis=1) / n,
+                np.where(n, hit.any(axis=1), np.nan),
+            ]
+        )
     return pd.DataFrame(found.T, columns=list(_METRICS))
 
 # %% ../nbs/06b_lists.ipynb #l015
 def popular_lists(
     popularity: np.ndarray,  # (n_items,) training ratings of each item
-    seen: sparse.csc_matrix,  # (n_items, m) stored where the user should not get the item
+    # (n_items, m) stored where the user should not get the item
+    seen: sparse.csc_matrix,
     n: int = 10,
 ) -> np.ndarray:  # (m, n) items, best first; -1 where none is left
-    "The most popular items that each user has not seen; of equals the first of the catalogue."
+    """The most popular items that each user has not seen; of equals the first of the
+    catalogue."""
     exclude_mask = np.zeros(len(popularity), bool)
     step = max(1, 4_000_000 // max(len(popularity), 1))  # users at a time
     scores = np.asarray(popularity, np.float32)[:, None]
     blocks = [np.empty((0, min(n, len(popularity))), np.int32)]
     for start in range(0, seen.shape[1], step):
         known = seen[:, start : start + step]
-        blocks.append(top_n(np.broadcast_to(scores, known.shape), n, exclude_mask, known))
+        blocks.append(
+            top_n(np.broadcast_to(scores, known.shape), n, exclude_mask, known)
+        )
     return np.vstack(blocks)
 
 # %% ../nbs/06b_lists.ipynb #l0186
 def _checked(
     users: Any, user: Any, item: Any, y: Any, n_items: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Row of each held-out rating's user, -1 for one without a list; its item; whether it is liked."
+    """Row of each held-out rating's user, -1 for one without a list; its item; whether
+    it is liked."""
     owner, user = (pd.Index(ids, tupleize_cols=False) for ids in (users, user))
     item, y = np.asarray(item), np.asarray(y)
     if not len(user) == len(item) == len(y):
         raise InputError(
-            f"{len(user)} users, {len(item)} items and {len(y)} labels; each rating has one of each"
+            f"{len(user)} users, {len(item)} items and {len(y)} labels; each "
+            "rating has one of each"
         )
     if owner.has_duplicates:
         raise InputError(
-            f"user {owner[owner.duplicated()][0]!r} has two lists of one ordering; give each user one"
+            f"user {owner[owner.duplicated()][0]!r} has two lists of one "
+            "ordering; give each user one"
         )
     if (wrong := (item < 0) | (item >= n_items)).any():
         at = int(np.argmax(wrong))
-        raise InputError(f"held-out rating {at} is of item {item[at]}; items are numbered 0 to {n_items - 1}")
+        raise InputError(
+            f"held-out rating {at} is of item {item[at]}; items are numbered 0 "
+            f"to {n_items - 1}"
+        )
     if (wrong := (y != 0) & (y != 1)).any():
         at = int(np.argmax(wrong))
-        raise InputError(f"label of held-out rating {at} is {y[at]}; labels must be 0 or 1")
+        raise InputError(
+            f"label of held-out rating {at} is {y[at]}; labels must be 0 or 1"
+        )
     return owner.get_indexer(user), item.astype(np.int64), y == 1
 
 # %% ../nbs/06b_lists.ipynb #l020
-LIST_METRICS = ("ndcg_liked", "ndcg_watched", "recall_liked", "recall_watched", "hit_liked", "hit_watched")
+LIST_METRICS = (
+    "ndcg_liked",
+    "ndcg_watched",
+    "recall_liked",
+    "recall_watched",
+    "hit_liked",
+    "hit_watched",
+)
 
 
 def list_table(
-    lists: dict[str, np.ndarray],  # ordering -> (m, n) items, best first; -1 for an empty place
+    # ordering -> (m, n) items, best first; -1 for an empty place
+    lists: dict[str, np.ndarray],
     users: np.ndarray,  # (m,) whose lists they are, by position or id; each once
     user: np.ndarray,  # (k,) user of each held-out rating, as in `users`
     item: np.ndarray,  # (k,) position of its item
     y: np.ndarray,  # (k,) its label, 1 if liked
     n_items: int,
-) -> pd.DataFrame:  # m rows: user_id, n_liked, n_watched, then each ordering's, as like_ndcg_liked
-    "Each user's metrics for the lists of several orderings; nan where nothing is relevant."
+) -> (
+    pd.DataFrame
+):  # m rows: user_id, n_liked, n_watched, then each ordering's, as like_ndcg_liked
+    """Each user's metrics for the lists of several orderings; nan where nothing is
+    relevant."""
     row, item, liked = _checked(users, user, item, y, n_items)
     columns: dict[str, Any] = {"user_id": users}
     found: dict[str, pd.Series] = {}
     for what, those in (("liked", liked), ("watched", np.ones(len(row), bool))):
         at = (row >= 0) & those
-        relevant = sparse.csr_array((np.ones(at.sum(), bool), (row[at], item[at])), (len(users), n_items))
+        relevant = sparse.csr_array(
+            (np.ones(at.sum(), bool), (row[at], item[at])), (len(users), n_items)
+        )
         columns[f"n_{what}"] = relevant.sum(axis=1)
         for ordering, table in lists.items():
             judged = list_metrics(np.asarray(table), relevant)
-            found |= {f"{ordering}_{metric}_{what}": judged[metric] for metric in _METRICS}
+            found |= {
+                f"{ordering}_{metric}_{what}": judged[metric] for metric in _METRICS
+            }
     names = [f"{ordering}_{metric}" for ordering in lists for metric in LIST_METRICS]
     return pd.DataFrame(columns | {name: found[name].to_numpy() for name in names})
 
@@ -116,17 +152,31 @@ def orderings_of(table: pd.DataFrame) -> list[str]:
     return [name.removesuffix(end) for name in table.columns if str(name).endswith(end)]
 
 
-def _rows(table: pd.DataFrame, metric: str, against: list[str], seed: int) -> list[dict[str, Any]]:
-    "One metric of all orderings: means, intervals and differences, all over the same users."
+def _rows(
+    table: pd.DataFrame, metric: str, against: list[str], seed: int
+) -> list[dict[str, Any]]:
+    """One metric of all orderings: means, intervals and differences, all over the same
+    users."""
     names = orderings_of(table)
-    values = table[[f"{name}_{metric}" for name in names]].dropna().set_axis(names, axis=1)
-    change = {(name, other): values[name] - values[other] for other in against for name in names}
+    values = (
+        table[[f"{name}_{metric}" for name in names]].dropna().set_axis(names, axis=1)
+    )
+    change = {
+        (name, other): values[name] - values[other]
+        for other in against
+        for name in names
+    }
     both = np.column_stack([values, *change.values()])
     means = both.mean(axis=0) if len(both) else np.full(both.shape[1], np.nan)
     told = np.column_stack([means, *mean_interval(both, seed=seed)])
     rows = []
     for k, name in enumerate(names):
-        row = {"ordering": name, "metric": metric, "users": len(values), "skipped": len(table) - len(values)}
+        row = {
+            "ordering": name,
+            "metric": metric,
+            "users": len(values),
+            "skipped": len(table) - len(values),
+        }
         row |= dict(zip(("mean", "low", "high"), told[k], strict=True))
         for j, other in enumerate(against, start=1):
             ends = (f"over_{other}", f"over_{other}_low", f"over_{other}_high")
@@ -138,10 +188,15 @@ def _rows(table: pd.DataFrame, metric: str, against: list[str], seed: int) -> li
 def list_summary(
     table: pd.DataFrame,  # from `list_table`
     seed: int = 0,  # of the bootstrap
-    against: Sequence[str] = _AGAINST,  # orderings to compare with, those of them that are there
-    metrics: Sequence[str] = LIST_METRICS,  # which of them; the fewer, the less is resampled
-) -> pd.DataFrame:  # by ordering and metric: users, skipped, mean, low, high, then over_popular and so on
-    "Mean of each metric with its 95% interval over users, and the paired difference to other orderings."
+    # orderings to compare with, those of them that are there
+    against: Sequence[str] = _AGAINST,
+    # which of them; the fewer, the less is resampled
+    metrics: Sequence[str] = LIST_METRICS,
+    # by ordering and metric: users, skipped, mean, low, high, then over_popular and so
+    # on
+) -> pd.DataFrame:
+    """Mean of each metric with its 95% interval over users, and the paired difference
+    to other orderings."""
     names = orderings_of(table)
     if not names:
         raise InputError("the table judges no lists; give what `list_table` returns")
@@ -154,7 +209,9 @@ def list_summary(
 def list_result(
     judged: Evaluation,  # with `lists`, and with `list_users` or without
     seed: int = 0,  # of the bootstrap
-) -> dict[str, dict[str, Any]]:  # ordering -> facts, metrics, ci95, over; plain numbers throughout
+) -> dict[
+    str, dict[str, Any]
+]:  # ordering -> facts, metrics, ci95, over; plain numbers throughout
     "All that is known of each ordering's lists: `diversity` and `list_summary` in one."
     told: dict[str, dict[str, Any]] = {
         str(name): {str(fact): float(value) for fact, value in facts.items()}

@@ -52,11 +52,17 @@ class Visit(_Strict):
 class Wish(Visit):
     "What list a visitor wants."
 
-    n: Annotated[int, Field(strict=True, ge=1, le=MOST_ITEMS), BeforeValidator(_whole)] = 10
-    by: Order | _SHARE = Field("both", description="or the share of liking: 0 is watch, 1 is like")
+    n: Annotated[
+        int, Field(strict=True, ge=1, le=MOST_ITEMS), BeforeValidator(_whole)
+    ] = 10
+    by: Order | _SHARE = Field(
+        "both", description="or the share of liking: 0 is watch, 1 is like"
+    )
     novelty: _SHARE | None = None
     scores: Literal["corrected", "base"] = "corrected"
-    min_ratings: Annotated[int, Field(strict=True, ge=0, le=10**9), BeforeValidator(_whole)] = 0
+    min_ratings: Annotated[
+        int, Field(strict=True, ge=0, le=10**9), BeforeValidator(_whole)
+    ] = 0
     block_items: Annotated[list[ItemId], Field(max_length=MOST_RATINGS)] = []
     reasons: Annotated[int, Field(strict=True, ge=0, le=3), BeforeValidator(_whole)] = 0
 
@@ -119,7 +125,10 @@ class About(BaseModel):
     items: int
     users: int
     ratings: int
-    watch: bool = Field(description="whether there are watch scores, and lists between watching and liking")
+    watch: bool = Field(
+        description="whether there are watch scores, and lists between watching and "
+        "liking"
+    )
     both: float = Field(description="the share of liking of lists by both")
     stars: list[float] = Field(description="ratings that one to five stars stand for")
 

@@ -40,7 +40,10 @@ class Bag(NamedTuple):
 
 def as_bag(rows: sparse.csr_matrix) -> Bag:
     "CSR rows as tensors; nothing is made dense."
-    columns, starts = (torch.from_numpy(ints.astype(np.int32)) for ints in (rows.indices, rows.indptr[:-1]))
+    columns, starts = (
+        torch.from_numpy(ints.astype(np.int32))
+        for ints in (rows.indices, rows.indptr[:-1])
+    )
     return Bag(columns, starts, torch.from_numpy(rows.data.astype(np.float32)))
 
 # %% ../nbs/03_model.ipynb #c010
@@ -48,7 +51,9 @@ class _BagSum(torch.autograd.Function):
     "An `EmbeddingBag` whose gradient is one too."
 
     @staticmethod
-    def forward(ctx: Any, W: Tensor, columns: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, W: Tensor, columns: Tensor, starts: Tensor, values: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(columns, starts, values)
         ctx.n_features = len(W)
         return embedding_bag(columns, W, starts, mode="sum", per_sample_weights=values)
@@ -57,10 +62,16 @@ class _BagSum(torch.autograd.Function):
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
         columns, starts, values = (saved.numpy() for saved in ctx.saved_tensors)
         ends = np.append(starts, np.int32(len(columns)))
-        rows = sparse.csr_matrix((values, columns, ends), shape=(len(starts), ctx.n_features))
+        rows = sparse.csr_matrix(
+            (values, columns, ends), shape=(len(starts), ctx.n_features)
+        )
         back = as_bag(rows.T.tocsr())
         W_grad = embedding_bag(
-            back.columns, G.contiguous(), back.starts, mode="sum", per_sample_weights=back.values
+            back.columns,
+            G.contiguous(),
+            back.starts,
+            mode="sum",
+            per_sample_weights=back.values,
         )
         return W_grad, None, None, None
 
@@ -72,13 +83,19 @@ def bag_sum(
     "Sparse rows times weights."
     if W.is_cuda:  # there PyTorch's own gradient is the faster one
         return embedding_bag(
-            bag.columns, W, bag.starts, mode="sum", per_sample_weights=bag.values.to(W.dtype)
+            bag.columns,
+            W,
+            bag.starts,
+            mode="sum",
+            per_sample_weights=bag.values.to(W.dtype),
         )
     return _BagSum.apply(W, *bag)
 
 # %% ../nbs/03_model.ipynb #c013
-ENCODERS: dict[str, type["ItemEncoder"]] = {}  # name -> class; "mlp" is the one of this page
-HEADS: dict[str, type["Head"] | None] = {"dot": None}  # name -> class; None: nothing beside the dot product
+# name -> class; "mlp" is the one of this page
+ENCODERS: dict[str, type["ItemEncoder"]] = {}
+# name -> class; None: nothing beside the dot product
+HEADS: dict[str, type["Head"] | None] = {"dot": None}
 
 
 def _check_registered(what: str, name: str, registry: dict[str, Any]) -> None:
@@ -87,7 +104,8 @@ def _check_registered(what: str, name: str, registry: dict[str, Any]) -> None:
         check_choice(what, name, tuple(registry))
     except InputError as error:
         raise InputError(
-            f"{error}; import the module that registers another one first, such as correct_smooth.encoders"
+            f"{error}; import the module that registers another one first, such "
+            "as correct_smooth.encoders"
         ) from None
 
 # %% ../nbs/03_model.ipynb #rc301
@@ -100,8 +118,10 @@ class ModelConfig:
     dropout: float = 0.6  # share of hidden units silenced in training
     init_std: float = 0.1  # spread of user embeddings and biases at the start
     init_range: float = 0.1  # first-layer weights start between minus and plus this
-    item_bias: bool = True  # the encoder also gives c, how well such movies are liked by everybody
-    id_embedding: bool = False  # each movie also has a vector of its own, for what its features do not tell
+    # the encoder also gives c, how well such movies are liked by everybody
+    item_bias: bool = True
+    # each movie also has a vector of its own, for what its features do not tell
+    id_embedding: bool = False
     id_dropout: float = 0.5  # share of movies whose own vector is withheld in training
     encoder: str = "mlp"  # one of ENCODERS
     head: str = "dot"  # one of HEADS: what a score has beside the dot product
@@ -148,7 +168,9 @@ class ItemEncoder(nn.Module):
         self.first = nn.EmbeddingBag(n_features, config.hidden_dim, mode="sum")
         nn.init.uniform_(self.first.weight, -config.init_range, config.init_range)
         self.bias = nn.Parameter(torch.zeros(config.hidden_dim))
-        self.last = nn.Linear(self.n_hidden * config.hidden_dim, config.emb_dim + config.item_bias)
+        self.last = nn.Linear(
+            self.n_hidden * config.hidden_dim, config.emb_dim + config.item_bias
+        )
         if config.id_embedding:
             self.own = nn.Embedding(n_items, self.last.out_features)
             nn.init.normal_(self.own.weight, std=0.01)
@@ -156,31 +178,42 @@ class ItemEncoder(nn.Module):
     def bags(
         self, X: sparse.csr_matrix, rows: np.ndarray, S: sparse.csr_matrix | None = None
     ) -> tuple[Bag, Bag | None]:
-        "What `forward` reads to encode some rows of X: features, and weights of neighbours in S if used."
+        """What `forward` reads to encode some rows of X: features, and weights of
+        neighbours in S if used."""
         return as_bag(X[rows]), None
 
-    def hidden(self, bag: Bag, neighbours: Bag | None) -> Tensor:  # (n, n_hidden * hidden_dim)
+    def hidden(
+        self, bag: Bag, neighbours: Bag | None
+    ) -> Tensor:  # (n, n_hidden * hidden_dim)
         "What the last layer sees, before dropout."
         return torch.relu(bag_sum(self.first.weight, bag) + self.bias)
 
     def forward(
         self, bag: Bag, item: Tensor | None = None, neighbours: Bag | None = None
     ) -> tuple[Tensor, Tensor]:
-        "Embeddings (n, k) and terms (n,) of movies at these positions; None: outside the catalogue."
+        """Embeddings (n, k) and terms (n,) of movies at these positions; None: outside
+        the catalogue."""
         p = self.config.dropout if self.training else 0
         x = self.hidden(bag, neighbours)
         out = self.last(dropout(x, p) if p else x)
         if self.config.id_embedding and item is not None:
             known = self.own(item)
-            out = out + (withhold(known, self.config.id_dropout) if self.training else known)
-        return (out[:, :-1], out[:, -1]) if self.config.item_bias else (out, out.new_zeros(len(out)))
+            out = out + (
+                withhold(known, self.config.id_dropout) if self.training else known
+            )
+        return (
+            (out[:, :-1], out[:, -1])
+            if self.config.item_bias
+            else (out, out.new_zeros(len(out)))
+        )
 
 # %% ../nbs/03_model.ipynb #rc313
 ENCODERS["mlp"] = ItemEncoder
 
 # %% ../nbs/03_model.ipynb #rc310
 class HeadArrays(Protocol):
-    "What scoring asks of a trained head; it may hold any arrays, and iterates over them."
+    """What scoring asks of a trained head; it may hold any arrays, and iterates over
+    them."""
 
     def __iter__(self) -> Iterator[np.ndarray]: ...
 
@@ -198,35 +231,49 @@ class HeadArrays(Protocol):
 
 
 class Head(nn.Module):
-    "What is added to a dot product: the base of all heads, which are made from the settings."
+    """What is added to a dot product: the base of all heads, which are made from the
+    settings."""
 
-    def forward(self, h: Tensor, u: Tensor) -> Tensor:  # (n,) to add to the logits of n pairs
+    def forward(
+        self, h: Tensor, u: Tensor
+    ) -> Tensor:  # (n,) to add to the logits of n pairs
         "From embeddings (n, k) of each pair's movie and user."
         raise NotImplementedError
 
     def arrays(self, H: Tensor, U: Tensor) -> HeadArrays:
-        "The head out of PyTorch, for the movies H (n_items, k) and the users U (n_users, k)."
+        """The head out of PyTorch, for the movies H (n_items, k) and the users U
+        (n_users, k)."""
         raise NotImplementedError
 
 # %% ../nbs/03_model.ipynb #c035
 class ItemUserModel(nn.Module):
     "Shared movie encoder, user embeddings and biases, and what lets them meet."
 
-    def __init__(self, n_features: int, n_users: int, n_items: int, config: ModelConfig = ModelConfig()):
+    def __init__(
+        self,
+        n_features: int,
+        n_users: int,
+        n_items: int,
+        config: ModelConfig = ModelConfig(),
+    ):
         super().__init__()
         self.encoder = ENCODERS[config.encoder](n_features, n_items, config)
         self.user, self.user_bias = self._user_tables(n_users, config)
         head = HEADS[config.head]
         self.head = None if head is None else head(config)
 
-    def _user_tables(self, n_users: int, config: ModelConfig) -> tuple[nn.Embedding, nn.Embedding]:
+    def _user_tables(
+        self, n_users: int, config: ModelConfig
+    ) -> tuple[nn.Embedding, nn.Embedding]:
         "Users' first vectors and biases."
         widths = (config.emb_dim, 1)
         for d in widths:
-            torch.empty(n_users, d).normal_()  # as `nn.Embedding` would: what is drawn next depends on it
+            # as `nn.Embedding` would: what is drawn next depends on it
+            torch.empty(n_users, d).normal_()
         starts = [torch.empty(n_users, d).normal_(std=config.init_std) for d in widths]
         vectors, biases = (  # sparse: gradients of the batch's users only
-            nn.Embedding.from_pretrained(start, freeze=False, sparse=True) for start in starts
+            nn.Embedding.from_pretrained(start, freeze=False, sparse=True)
+            for start in starts
         )
         return vectors, biases
 
@@ -239,14 +286,19 @@ class ItemUserModel(nn.Module):
         neighbours: Bag | None = None,  # weights of the movies' neighbours, from `bags`
     ) -> Tensor:  # (n,) logits
         encoded = self.encoder(bag, item, neighbours)
-        h, c = (rows.index_select(0, which) for rows in encoded)  # h[which] adds up gradients in any order
+        # h[which] adds up gradients in any order
+        h, c = (rows.index_select(0, which) for rows in encoded)
         u = self.user(user)
         out = (h * u).sum(dim=1) + self.user_bias(user).squeeze(1) + c
         return out if self.head is None else out + self.head(h, u)
 
 # %% ../nbs/03_model.ipynb #c038
-@compiled(parallel=True, fastmath={"reassoc", "contract"})  # sums in any order, so in SIMD
-def _pair_dots(H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray) -> np.ndarray:
+@compiled(
+    parallel=True, fastmath={"reassoc", "contract"}
+)  # sums in any order, so in SIMD
+def _pair_dots(
+    H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray
+) -> np.ndarray:
     out = np.empty(len(item), np.float32)
     for n in prange(len(item)):
         h, u, total = H[item[n]], U[user[n]], np.float32(0)
@@ -259,7 +311,9 @@ def _pair_dots(H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray)
 def _sound(scores: np.ndarray) -> np.ndarray:
     "Scores as they are; raises `InputError` where there is none."
     if np.isnan(scores.min(initial=1)):
-        raise InputError("scores are nan: the embeddings hold numbers that are not finite")
+        raise InputError(
+            "scores are nan: the embeddings hold numbers that are not finite"
+        )
     return scores
 
 
@@ -275,25 +329,39 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         sizes = Sizes()
-        for name, axes in (("H", "n_items k"), ("c", "n_items"), ("U", "n_users k"), ("b", "n_users")):
+        for name, axes in (
+            ("H", "n_items k"),
+            ("c", "n_items"),
+            ("U", "n_users k"),
+            ("b", "n_users"),
+        ):
             array = getattr(self, name)
             sizes.agree(name, np.shape(array), axes)
-            if type(array) is not np.ndarray or array.dtype != np.float32 or not array.flags.c_contiguous:
-                object.__setattr__(self, name, np.ascontiguousarray(as_floats(name, array)))
+            if (
+                type(array) is not np.ndarray
+                or array.dtype != np.float32
+                or not array.flags.c_contiguous
+            ):
+                object.__setattr__(
+                    self, name, np.ascontiguousarray(as_floats(name, array))
+                )
 
     def pairs(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:  # (n,) float32
         "Base scores z of given pairs of positions, between 0 and 1."
         user = as_positions("user", user, len(self.U))
         item = as_positions("item", item, len(self.H), user.shape)
         out = _pair_dots(self.H, self.U, item, user) + self.b[user] + self.c[item]
-        return _sound(expit(out if self.head is None else out + self.head.pairs(user, item)))
+        return _sound(
+            expit(out if self.head is None else out + self.head.pairs(user, item))
+        )
 
     def block(self, users: np.ndarray) -> np.ndarray:  # Z, (n_items, m) float32
         "Base scores of every movie for a block of users, given by their positions."
         users = as_positions("users", users, len(self.U))
         arrays = (self.U[users], self.b[users], self.H, self.c)
         U, b, H, c = (torch.from_numpy(array) for array in arrays)
-        out = torch.addmm(b[:, None], U, H.T).add_(c)  # a row a user, so that their scores lie together
+        # a row a user, so that their scores lie together
+        out = torch.addmm(b[:, None], U, H.T).add_(c)
         if self.head is not None:
             out += torch.from_numpy(self.head.block(users)).T
         return _sound(out.sigmoid_().numpy().T)
@@ -304,17 +372,22 @@ class Embeddings:
         return replace(self, U=change(self.U), b=change(self.b), head=head)
 
     def with_mean_user(self, first: int | None = None) -> "Embeddings":
-        "The same, and behind the last user the mean of the first so many (None: all), for strangers."
-        return self.map_users(lambda rows: np.concatenate([rows, rows[:first].mean(axis=0)[None]]))
+        """The same, and behind the last user the mean of the first so many (None: all),
+        for strangers."""
+        return self.map_users(
+            lambda rows: np.concatenate([rows, rows[:first].mean(axis=0)[None]])
+        )
 
 # %% ../nbs/03_model.ipynb #rc307
 @torch.no_grad()
 def embed_items(
     encoder: ItemEncoder,
     X: sparse.csr_matrix,  # (n, n_features) movies to encode
-    item: np.ndarray | None = None,  # (n,) positions in the catalogue; None: movies outside it
+    # (n,) positions in the catalogue; None: movies outside it
+    item: np.ndarray | None = None,
     rows: int = 8192,  # movies encoded at a time
-    S: sparse.csr_matrix | None = None,  # (n, n) row-normalised graph, for encoders that use it
+    # (n, n) row-normalised graph, for encoders that use it
+    S: sparse.csr_matrix | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # H (n, k), c (n,)
     "Encode movies without dropout, a slice at a time."
     was_training, device = encoder.training, encoder.bias.device
@@ -324,7 +397,9 @@ def embed_items(
         at = np.arange(s, min(s + rows, X.shape[0]))
         known = None if item is None else torch.from_numpy(item[at]).long().to(device)
         bag, neighbours = encoder.bags(X, at, S)
-        parts.append(encoder(bag.to(device), known, neighbours and neighbours.to(device)))
+        parts.append(
+            encoder(bag.to(device), known, neighbours and neighbours.to(device))
+        )
     encoder.train(was_training)
     h, c = (torch.cat(slices).cpu().numpy() for slices in zip(*parts, strict=True))
     return h, c
@@ -334,21 +409,29 @@ def embed_items(
 def embeddings(
     model: ItemUserModel,
     X: sparse.csr_matrix,  # (n_items, n_features) the catalogue
-    S: sparse.csr_matrix | None = None,  # (n_items, n_items) row-normalised graph, for encoders that use it
+    # (n_items, n_items) row-normalised graph, for encoders that use it
+    S: sparse.csr_matrix | None = None,
 ) -> Embeddings:
     "The arrays of a trained model, for the whole catalogue."
     H, c = embed_items(model.encoder, X, np.arange(X.shape[0]), S=S)
-    U, b = (table.weight.detach().cpu().numpy().copy() for table in (model.user, model.user_bias))
+    U, b = (
+        table.weight.detach().cpu().numpy().copy()
+        for table in (model.user, model.user_bias)
+    )
     if model.head is None:
         return Embeddings(H, c, U, b[:, 0])
     users = model.user.weight
-    return Embeddings(H, c, U, b[:, 0], model.head.arrays(torch.from_numpy(H).to(users.device), users))
+    return Embeddings(
+        H, c, U, b[:, 0], model.head.arrays(torch.from_numpy(H).to(users.device), users)
+    )
 
 # %% ../nbs/03_model.ipynb #c050
 def _renewed(table: nn.Embedding, rows: np.ndarray, at: np.ndarray) -> nn.Embedding:
     "A longer table, with new rows at some places."
     more = max(0, int(at.max(initial=-1)) + 1 - table.num_embeddings)
-    weight = torch.cat([table.weight, table.weight.new_zeros(more, table.embedding_dim)])
+    weight = torch.cat(
+        [table.weight, table.weight.new_zeros(more, table.embedding_dim)]
+    )
     weight[torch.from_numpy(at)] = torch.from_numpy(rows).to(weight)
     return nn.Embedding.from_pretrained(weight, freeze=False, sparse=table.sparse)
 
@@ -356,12 +439,14 @@ def _renewed(table: nn.Embedding, rows: np.ndarray, at: np.ndarray) -> nn.Embedd
 @torch.no_grad()
 def with_rows(
     model: ItemUserModel,
-    at: np.ndarray,  # (m,) positions of users: behind the known ones, or of some of them
+    # (m,) positions of users: behind the known ones, or of some of them
+    at: np.ndarray,
     U: np.ndarray,  # (m, k) their vectors
     b: np.ndarray,  # (m,) their biases
     n_items: int = 0,  # more movies
 ) -> ItemUserModel:
-    "A copy with new rows for some users, and room for more movies; the model handed in is not changed."
+    """A copy with new rows for some users, and room for more movies; the model handed
+    in is not changed."""
     out, at = deepcopy(model), np.asarray(at, np.int64)
     out.user = _renewed(model.user, U, at)
     out.user_bias = _renewed(model.user_bias, b[:, None], at)
@@ -378,7 +463,9 @@ def average(
 ) -> Embeddings:
     "One model whose logits are the mean of its members' logits."
     if len({(len(member.U), len(member.H)) for member in members}) != 1:
-        raise InputError("models to average must be of the same users and items, and at least one")
+        raise InputError(
+            "models to average must be of the same users and items, and at least one"
+        )
     share = np.float32(1 / len(members))
     heads = [member.head for member in members if member.head is not None]
     return Embeddings(

@@ -17,7 +17,12 @@ from scipy import sparse
 from scipy.special import expit
 
 from .checks import InputError, check_number
-from .data import check_movies, check_ratings, checked_frame, parted_vectors
+from correct_smooth.data import (
+    check_movies,
+    check_ratings,
+    checked_frame,
+    parted_vectors,
+)
 from .dataset import Dataset, is_liked, some_ratings, user_thresholds
 from .ids import positions
 from .ids import ids_like, is_whole
@@ -45,11 +50,18 @@ def _newton_step(
 
 # %% ../nbs/07c_newcomers.ipynb #c008
 def _losses(
-    W: np.ndarray, start: np.ndarray, X: np.ndarray, offset: np.ndarray, y: np.ndarray, decay: float
+    W: np.ndarray,
+    start: np.ndarray,
+    X: np.ndarray,
+    offset: np.ndarray,
+    y: np.ndarray,
+    decay: float,
 ) -> np.ndarray:  # (m,)
     "What each user's vector costs."
     z = (X @ W[:, :, None])[:, :, 0] + offset
-    return (np.logaddexp(0, z) - y * z).sum(axis=1) + decay / 2 * ((W - start) ** 2).sum(axis=1)
+    return (np.logaddexp(0, z) - y * z).sum(axis=1) + decay / 2 * (
+        (W - start) ** 2
+    ).sum(axis=1)
 
 
 def _minimise(
@@ -68,10 +80,15 @@ def _minimise(
         g = g[:, 0] + decay * (W - start)
         if np.abs(g).max(initial=0) < 1e-7:
             break
-        step = _newton_step(X, np.where(real, np.maximum(p * (1 - p), 1e-9), decay), g, decay)
+        step = _newton_step(
+            X, np.where(real, np.maximum(p * (1 - p), 1e-9), decay), g, decay
+        )
         before, size = _losses(W, start, X, offset, y, decay), np.ones((len(W), 1))
         for _ in range(50):
-            worse = _losses(W - size * step, start, X, offset, y, decay) > before * (1 + 1e-12) + 1e-12
+            worse = (
+                _losses(W - size * step, start, X, offset, y, decay)
+                > before * (1 + 1e-12) + 1e-12
+            )
             if not worse.any():
                 break
             size[worse] /= 2
@@ -84,7 +101,8 @@ def _blocks(
     width: int,  # numbers a rating takes
     megabytes: float = 32,
 ) -> list[np.ndarray]:  # users
-    "Users in blocks that fit the memory given, none with more than twice the ratings of another."
+    """Users in blocks that fit the memory given, none with more than twice the ratings
+    of another."""
     order = np.argsort(count, kind="stable")
     doublings = np.log2(np.maximum(count[order], 1)).astype(int)
     filled = np.cumsum(count[order]) * width * 8 // int(megabytes * 2**20)
@@ -92,17 +110,22 @@ def _blocks(
 
 # %% ../nbs/07c_newcomers.ipynb #y2
 def fit_users(
-    Y: sparse.csc_matrix,  # (n_items, m) labels, or targets between 0 and 1, of m newcomers
+    # (n_items, m) labels, or targets between 0 and 1, of m newcomers
+    Y: sparse.csc_matrix,
     H: np.ndarray,  # (n_items, k) movie vectors, held fixed
     c: np.ndarray,  # (n_items,) movie terms, held fixed
-    mean: tuple[np.ndarray, float],  # vector (k,) and bias of the mean user, towards whom all are pulled
+    # vector (k,) and bias of the mean user, towards whom all are pulled
+    mean: tuple[np.ndarray, float],
     decay: float,  # lambda, L2 penalty beside the sum of a user's losses; above 0
     members: int = 1,  # models whose vectors stand side by side in H
 ) -> tuple[np.ndarray, np.ndarray]:  # U (m, k), b (m,), float32
-    "The vectors and biases that make newcomers' training loss least, pulled towards the mean user."
+    """The vectors and biases that make newcomers' training loss least, pulled towards
+    the mean user."""
     check_number("decay", decay, 1e-6)
     if Y.shape[0] != len(H):
-        raise InputError(f"labels are of {Y.shape[0]} items, and the model is of {len(H)}")
+        raise InputError(
+            f"labels are of {Y.shape[0]} items, and the model is of {len(H)}"
+        )
     scale, start = 1 / np.sqrt(members), np.append(mean[0] * np.sqrt(members), mean[1])
     count = np.diff(Y.indptr)
     found = np.tile(start, (Y.shape[1], 1)).astype(np.float64)
@@ -110,7 +133,9 @@ def fit_users(
         most = int(count[users].max(initial=0))
         real = np.arange(most) < count[users][:, None]
         at = (Y.indptr[users][:, None] + np.arange(most))[real]
-        X, offset, y = np.zeros((*real.shape, len(start))), np.zeros(real.shape), np.zeros(real.shape)
+        X = np.zeros((*real.shape, len(start)))
+        offset = np.zeros(real.shape)
+        y = np.zeros(real.shape)
         X[real] = np.column_stack([scale * H[Y.indices[at]], np.ones(len(at))])
         offset[real], y[real] = c[Y.indices[at]], Y.data[at]
         found[users] = _minimise(X, offset, y, start, decay)
@@ -118,11 +143,15 @@ def fit_users(
 
 # %% ../nbs/07c_newcomers.ipynb #g2
 def _like_known(ratings: pd.DataFrame, data: Dataset) -> pd.DataFrame:
-    "New ratings with ids of the kind of those known, checked, of known movies, and later than all before."
+    """New ratings with ids of the kind of those known, checked, of known movies, and
+    later than all before."""
     new = check_ratings(ratings, {})
     known = {"user_id": data.users, "item_id": data.items}
     if any(is_whole(new[name]) != is_whole(ids) for name, ids in known.items()):
-        alike = {name: ids_like(new[name], ids, f"{name} of the new ratings,") for name, ids in known.items()}
+        alike = {
+            name: ids_like(new[name], ids, f"{name} of the new ratings,")
+            for name, ids in known.items()
+        }
         new = check_ratings(new.assign(**alike), {})
     positions(new["item_id"], data.items, "item")
     if data.timestamp is not None and "timestamp" not in new:
@@ -131,20 +160,40 @@ def _like_known(ratings: pd.DataFrame, data: Dataset) -> pd.DataFrame:
 
 # %% ../nbs/07c_newcomers.ipynb #y5
 def _beside(
-    data: Dataset, renewed: pd.DataFrame, user: np.ndarray, users: pd.Index, seen: pd.DataFrame | None
+    data: Dataset,
+    renewed: pd.DataFrame,
+    user: np.ndarray,
+    users: pd.Index,
+    seen: pd.DataFrame | None,
 ) -> Dataset:
-    "Ratings of other users, and behind them all those of the users concerned, judged anew."
+    """Ratings of other users, and behind them all those of the users concerned, judged
+    anew."""
     rating = renewed["rating"].to_numpy(np.float32)
-    line = data.thresholds.reindex(users, fill_value=data.people.mean if data.fixed is None else data.fixed)
+    line = data.thresholds.reindex(
+        users, fill_value=data.people.mean if data.fixed is None else data.fixed
+    )
     if data.fixed is None:
         concerned, place = np.unique(user, return_inverse=True)
-        line.iloc[concerned] = user_thresholds(place, rating, len(concerned), data.liked, data.people)
+        line.iloc[concerned] = user_thresholds(
+            place, rating, len(concerned), data.liked, data.people
+        )
     y = is_liked(rating, line.to_numpy()[user])
     item = positions(renewed["item_id"], data.items, "item")
-    late = {"timestamp": renewed["timestamp"].to_numpy()} if data.timestamp is not None else {}
-    added = {"user": user, "item": item, "rating": rating, "y": y.astype(np.float32), **late}
+    late = (
+        {"timestamp": renewed["timestamp"].to_numpy()}
+        if data.timestamp is not None
+        else {}
+    )
+    added = {
+        "user": user,
+        "item": item,
+        "rating": rating,
+        "y": y.astype(np.float32),
+        **late,
+    }
     longer: dict[str, Any] = {
-        name: np.concatenate([getattr(data, name), column]) for name, column in added.items()
+        name: np.concatenate([getattr(data, name), column])
+        for name, column in added.items()
     }
     return replace(
         data,
@@ -158,45 +207,64 @@ def _beside(
 # %% ../nbs/07c_newcomers.ipynb #z2
 def add_ratings(
     data: Dataset,
-    ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp, of known movies
+    # user_id, item_id, rating and perhaps timestamp, of known movies
+    ratings: pd.DataFrame,
 ) -> Dataset:
-    "Newer ratings beside the known ones; raises `InputError` for a movie that is not known."
+    """Newer ratings beside the known ones; raises `InputError` for a movie that is not
+    known."""
     new, seen = _like_known(ratings, data), data.seen
     if data.no_opinion is not None:
         silent = new["rating"] == data.no_opinion
-        seen, new = pd.concat([part for part in (seen, new[silent]) if part is not None]), new[~silent]
+        seen, new = (
+            pd.concat([part for part in (seen, new[silent]) if part is not None]),
+            new[~silent],
+        )
     at = data.users.get_indexer(pd.Index(new["user_id"]))
-    users = data.users.append(pd.Index(new["user_id"][at < 0].unique())).rename("user_id")
+    users = data.users.append(pd.Index(new["user_id"][at < 0].unique())).rename(
+        "user_id"
+    )
     concerned = np.unique(users.get_indexer(pd.Index(new["user_id"])))
     theirs = np.isin(data.user, concerned)
     known = some_ratings(data, theirs, np.arange(len(data.users))).ratings
     renewed = check_ratings(pd.concat([known, new.reindex(columns=known.columns)]), {})
     user = users.get_indexer(pd.Index(renewed["user_id"])).astype(np.int32)
-    return _beside(some_ratings(data, ~theirs, np.arange(len(data.users))), renewed, user, users, seen)
+    return _beside(
+        some_ratings(data, ~theirs, np.arange(len(data.users))),
+        renewed,
+        user,
+        users,
+        seen,
+    )
 
 # %% ../nbs/07c_newcomers.ipynb #g5
 def add_movies(
     data: Dataset,
     movies: pd.DataFrame,  # item_id as column or index, and any of the known columns
-    vectors: Any = None,  # of the new ones, as for `check_vectors`; None: those of a column, if any
+    # of the new ones, as for `check_vectors`; None: those of a column, if any
+    vectors: Any = None,
 ) -> Dataset:
-    "New items behind the known ones; raises `InputError` for one that is known already."
+    """New items behind the known ones; raises `InputError` for one that is known
+    already."""
     new = check_movies(renamed(checked_frame(movies, "items"), "movies"), {})
     ids = ids_like(new.index.to_series(), data.items, "item_id of the new items,")
     new = new.set_axis(pd.Index(ids, name="item_id"))
     again = new.index.intersection(data.items)
     if len(again):
         raise InputError(
-            f"item {again.tolist()[0]!r} is known already ({len(again)} such); give new items new ids"
+            f"item {again.tolist()[0]!r} is known already ({len(again)} such); "
+            "give new items new ids"
         )
     new, given = parted_vectors(new, vectors, {})
     rows = more_vectors(data.vectors, given, new.index)
-    together = pd.concat([data.movies, check_movies(new.reindex(columns=data.movies.columns), {})])
+    together = pd.concat(
+        [data.movies, check_movies(new.reindex(columns=data.movies.columns), {})]
+    )
     return replace(data, movies=together, items=together.index, vectors=rows)
 
 # %% ../nbs/07c_newcomers.ipynb #g8
 def with_labels(
-    labels: sparse.csc_matrix,  # (n_items, n + 1) of the known users, and an empty column of the mean user
+    # (n_items, n + 1) of the known users, and an empty column of the mean user
+    labels: sparse.csc_matrix,
     Y: sparse.csc_matrix,  # (n_items, m) new ones
     users: np.ndarray,  # (m,) positions that these are of
     n_users: int,  # from now on, newcomers included
@@ -213,8 +281,14 @@ def grown(
     models: list[ItemUserModel],  # its members, newcomers included
     trained: int,  # users trained with
 ) -> Embeddings:
-    "Users trained with, and newcomers as `average` would make them, without encoding a movie again."
-    more = [[t.weight[trained:].detach().cpu().numpy() for t in (m.user, m.user_bias)] for m in models]
+    """Users trained with, and newcomers as `average` would make them, without encoding
+    a movie again."""
+    more = [
+        [t.weight[trained:].detach().cpu().numpy() for t in (m.user, m.user_bias)]
+        for m in models
+    ]
     U = np.hstack([vectors for vectors, _ in more]) * np.float32(1 / len(models))
     b = np.mean([bias[:, 0] for _, bias in more], axis=0)
-    return replace(model, U=np.vstack([model.U[:trained], U]), b=np.append(model.b[:trained], b))
+    return replace(
+        model, U=np.vstack([model.U[:trained], U]), b=np.append(model.b[:trained], b)
+    )

@@ -9,7 +9,6 @@ __all__ = ['Reasons', 'Person', 'user_column', 'known_person', 'base_scores', 'r
            'top_list', 'liking_reasons', 'watching_reasons']
 
 # %% ../nbs/07h_one_user.ipynb #o02
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,14 @@ from scipy import sparse
 from scipy.special import expit
 
 from .checks import compiled
-from .correct_smooth import CorrectAndSmooth, Refinement, Scorer, correct, residual, trust
+from correct_smooth.correct_smooth import (
+    CorrectAndSmooth,
+    Refinement,
+    Scorer,
+    correct,
+    residual,
+    trust,
+)
 from .explain import parts
 from .model import Embeddings
 from .topn import Ranking, top_n
@@ -31,9 +37,11 @@ class Person:
 
     model: Embeddings  # the items', and of users this person alone
     labels: sparse.csc_matrix  # (n_items, 1) labels, or targets
-    history: sparse.csc_matrix | None = None  # (n_items, 1) what was watched; None: there are no watch scores
+    # (n_items, 1) what was watched; None: there are no watch scores
+    history: sparse.csc_matrix | None = None
     is_mean: bool = False  # whether the history is that of everybody
-    seen: np.ndarray | None = None  # positions of items that were seen and have no label; None: none
+    # positions of items that were seen and have no label; None: none
+    seen: np.ndarray | None = None
 
 
 def user_column(
@@ -52,7 +60,8 @@ def known_person(
     scorer: Scorer,
     watch: Watch | None,
     row: int,  # position of the user; the last is the mean user
-    seen: sparse.csc_matrix | None = None,  # (n_items, n_users) stored: seen, without a label
+    # (n_items, n_users) stored: seen, without a label
+    seen: sparse.csc_matrix | None = None,
 ) -> Person:
     "A user of the model."
     history, mean = None, False
@@ -82,13 +91,12 @@ def base_scores(
 @compiled()
 def _means(
     item: np.ndarray, e: np.ndarray,  # residuals of one person
-    column_starts: np.ndarray, row: np.ndarray, weight: np.ndarray,  # similarities by column
+    # similarities by column
+    column_starts: np.ndarray, row: np.ndarray, weight: np.ndarray,
     shrinkage: np.float32,
 ) -> np.ndarray:  # (n_items,)  # fmt: skip
-    total, weights = (
-        np.zeros(len(column_starts) - 1, np.float32),
-        np.zeros(len(column_starts) - 1, np.float32),
-    )
+    total = np.zeros(len(column_starts) - 1, np.float32)
+    weights = np.zeros(len(column_starts) - 1, np.float32)
     for n in range(len(item)):
         for q in range(column_starts[item[n]], column_starts[item[n] + 1]):
             total[row[q]] += weight[q] * e[n]
@@ -103,10 +111,12 @@ def _means(
 def _means_at(
     asked: np.ndarray,
     item: np.ndarray, e: np.ndarray,  # residuals of one person
-    row_starts: np.ndarray, column: np.ndarray, weight: np.ndarray,  # similarities by row
+    # similarities by row
+    row_starts: np.ndarray, column: np.ndarray, weight: np.ndarray,
     shrinkage: np.float32,
 ) -> np.ndarray:  # (n,)  # fmt: skip
-    known, out = np.full(len(row_starts) - 1, np.nan, np.float32), np.zeros(len(asked), np.float32)
+    known = np.full(len(row_starts) - 1, np.nan, np.float32)
+    out = np.zeros(len(asked), np.float32)
     for n in range(len(item)):
         known[item[n]] = e[n]
     for n in range(len(asked)):
@@ -120,8 +130,12 @@ def _means_at(
 
 # %% ../nbs/07h_one_user.ipynb #o12
 def _is_mean(config: Refinement) -> bool:
-    "Whether a correction is the mean residual of neighbours, by the rule of this package."
-    known = type(config).correction in (Refinement.correction, CorrectAndSmooth.correction)
+    """Whether a correction is the mean residual of neighbours, by the rule of this
+    package."""
+    known = type(config).correction in (
+        Refinement.correction,
+        CorrectAndSmooth.correction,
+    )
     return known and getattr(config, "rule", "neighbours") == "neighbours"
 
 
@@ -133,7 +147,9 @@ def _correction(E: sparse.csc_matrix, scorer: Scorer) -> Any:  # (n_items, 1)
     weights, shrinkage = config.neighbourhood(scorer.graph)
     own = weights is scorer.graph.with_self
     W = scorer.graph.with_self_by_column if own else sparse.csc_matrix(weights)
-    return _means(E.indices, E.data, W.indptr, W.indices, W.data, np.float32(shrinkage))[:, None]
+    return _means(
+        E.indices, E.data, W.indptr, W.indices, W.data, np.float32(shrinkage)
+    )[:, None]
 
 
 def refined_scores(
@@ -144,7 +160,9 @@ def refined_scores(
     config, y = scorer.config, person.labels
     Z = base_scores(person)[:, None]
     out = correct(
-        Z, _correction(residual(Z, y), scorer), trust(np.diff(y.indptr), config.alpha, config.half_trust)
+        Z,
+        _correction(residual(Z, y), scorer),
+        trust(np.diff(y.indptr), config.alpha, config.half_trust),
     )
     if config.T:
         out = config.smoothed(out, y, scorer.graph)
@@ -173,7 +191,8 @@ def refined_at(
 def _watch_scores(
     item: np.ndarray, value: np.ndarray,  # a history
     row_starts: np.ndarray, column: np.ndarray, weight: np.ndarray,  # B by watched item
-    to_starts: np.ndarray, source: np.ndarray, share: np.ndarray,  # the filling, by item
+    # the filling, by item
+    to_starts: np.ndarray, source: np.ndarray, share: np.ndarray,
 ) -> np.ndarray:  # (n_items,)  # fmt: skip
     n_items = len(to_starts) - 1
     drawn, out = np.zeros(n_items, np.float32), np.zeros(n_items, np.float32)
@@ -190,10 +209,14 @@ def watch_scores(person: Person, watch: Watch) -> np.ndarray:  # q, (n_items,) f
     "What one person will watch, of every item."
     assert person.history is not None
     B, F, m = watch.B, watch.filling, person.history
-    return _watch_scores(m.indices, m.data, B.indptr, B.indices, B.data, F.indptr, F.indices, F.data)
+    return _watch_scores(
+        m.indices, m.data, B.indptr, B.indices, B.data, F.indptr, F.indices, F.data
+    )
 
 # %% ../nbs/07h_one_user.ipynb #o20
-def _left_out(person: Person, exclude_seen: bool, n_items: int) -> sparse.csc_matrix:  # (n_items, 1)
+def _left_out(
+    person: Person, exclude_seen: bool, n_items: int
+) -> sparse.csc_matrix:  # (n_items, 1)
     "What a person should not get again."
     if not exclude_seen:
         return sparse.csc_matrix((n_items, 1), dtype=np.float32)
@@ -201,14 +224,17 @@ def _left_out(person: Person, exclude_seen: bool, n_items: int) -> sparse.csc_ma
         return person.labels
     places = np.union1d(person.labels.indices, person.seen)
     ends = np.array([0, len(places)])
-    return sparse.csc_matrix((np.ones(len(places), np.float32), places, ends), (n_items, 1))
+    return sparse.csc_matrix(
+        (np.ones(len(places), np.float32), places, ends), (n_items, 1)
+    )
 
 
 def top_list(
     person: Person,
     ranking: Ranking,
     n: int,
-    exclude_mask: np.ndarray,  # (n_items,) True for items that this person should not get
+    # (n_items,) True for items that this person should not get
+    exclude_mask: np.ndarray,
     exclude_seen: bool = True,
 ) -> dict[str, np.ndarray]:  # item, base, refined, watch, score; best first
     "The best items for one person."
@@ -219,12 +245,27 @@ def top_list(
         wanted = discounted(refined[:, None], ranking.discount)
         best = top_n(wanted, n, exclude_mask, seen)[0]
         best = best[best >= 0]
-        q = np.full(len(best), np.nan, np.float32) if watch is None else watch_scores(person, watch)[best]
-        return dict(item=best, base=base[best], refined=refined[best], watch=q, score=wanted[best, 0])
+        q = (
+            np.full(len(best), np.nan, np.float32)
+            if watch is None
+            else watch_scores(person, watch)[best]
+        )
+        return dict(
+            item=best,
+            base=base[best],
+            refined=refined[best],
+            watch=q,
+            score=wanted[best, 0],
+        )
     q = watch_scores(person, watch)
     wanted = discounted(q[:, None], ranking.discount)
-    like: Callable[..., np.ndarray] = lambda _, item: refined_at(person, scorer, item)[1]  # noqa: E731
-    everything: Callable[[], np.ndarray] = lambda: refined_scores(person, scorer)[1][:, None]  # noqa: E731
+
+    def like(_: np.ndarray, item: np.ndarray) -> np.ndarray:
+        return refined_at(person, scorer, item)[1]
+
+    def everything() -> np.ndarray:
+        return refined_scores(person, scorer)[1][:, None]
+
     best = ranking.best(wanted, like, everything, n, exclude_mask, seen)[0]
     best = best[best >= 0]
     base, refined = refined_at(person, scorer, best)
@@ -249,22 +290,37 @@ def liking_reasons(person: Person, scorer: Scorer, i: int) -> Reasons:
     kind = np.where(y.indices == i, "own label", "neighbour").astype(object)
     expected = base_scores(person, y.indices)
     labels = _by_size(
-        dict(part=kind, item=y.indices, label=y.data, expected=expected, contribution=found.labels)
+        dict(
+            part=kind,
+            item=y.indices,
+            label=y.data,
+            expected=expected,
+            contribution=found.labels,
+        )
     )
     rest = {"smoothing": found.smoothing, "bounds": found.bounds}
     rest = {name: size for name, size in rest.items() if size != 0}
     more, nan = len(rest), np.full(1, np.nan)
     return dict(
-        part=np.concatenate([np.array(["base score"], object), labels["part"], np.array([*rest], object)]),
+        part=np.concatenate(
+            [
+                np.array(["base score"], object),
+                labels["part"],
+                np.array([*rest], object),
+            ]
+        ),
         item=np.concatenate([[i], labels["item"], np.full(more, i)]).astype(np.int64),
         label=np.concatenate([nan, labels["label"], nan.repeat(more)]),
         expected=np.concatenate([nan, labels["expected"], nan.repeat(more)]),
-        contribution=np.concatenate([[found.base], labels["contribution"], [*rest.values()]]),
+        contribution=np.concatenate(
+            [[found.base], labels["contribution"], [*rest.values()]]
+        ),
     )
 
 
 def watching_reasons(person: Person, watch: Watch, i: int) -> Reasons:
-    "A watch score as what each watched item adds; of somebody without ratings, one part."
+    """A watch score as what each watched item adds; of somebody without ratings, one
+    part."""
     m, F = person.history, watch.filling
     assert m is not None
     taken, own = np.zeros(F.shape[0], np.float32), slice(F.indptr[i], F.indptr[i + 1])
@@ -273,6 +329,10 @@ def watching_reasons(person: Person, watch: Watch, i: int) -> Reasons:
     if person.is_mean:
         whole = np.array([added.sum()])
         kind, nan = np.array(["mean of all users"], object), np.full(1, np.nan)
-        return dict(part=kind, item=np.array([i]), label=nan, expected=nan, contribution=whole)
+        return dict(
+            part=kind, item=np.array([i]), label=nan, expected=nan, contribution=whole
+        )
     kind, nan = np.full(len(added), "watched", object), np.full(len(added), np.nan)
-    return _by_size(dict(part=kind, item=m.indices, label=m.data, expected=nan, contribution=added))
+    return _by_size(
+        dict(part=kind, item=m.indices, label=m.data, expected=nan, contribution=added)
+    )

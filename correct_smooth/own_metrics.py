@@ -21,19 +21,31 @@ Metric = Callable[
 ]  # labels and scores of one user -> a number, more is better
 
 
-def check_metrics(metrics: Mapping[str, Metric] | None, taken: tuple[str, ...] = ()) -> dict[str, Metric]:
-    "Metrics by name; raises `InputError` for what is no function, or has a name that is taken."
+def check_metrics(
+    metrics: Mapping[str, Metric] | None, taken: tuple[str, ...] = ()
+) -> dict[str, Metric]:
+    """Metrics by name; raises `InputError` for what is no function, or has a name that
+    is taken."""
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
-        raise InputError(f"metrics are a dict of name and function, got {type(metrics).__name__}")
+        raise InputError(
+            f"metrics are a dict of name and function, got {type(metrics).__name__}"
+        )
     for name, function in metrics.items():
         if not isinstance(name, str) or not name.isidentifier():
-            raise InputError(f"a metric's name is one word of letters, digits and _, got {name!r}")
+            raise InputError(
+                f"a metric's name is one word of letters, digits and _, got {name!r}"
+            )
         if name in taken:
-            raise InputError(f"there is a metric {name!r} already; give yours another name")
+            raise InputError(
+                f"there is a metric {name!r} already; give yours another name"
+            )
         if not callable(function):
-            raise InputError(f"metric {name!r} must be a function of labels and scores, got {function!r}")
+            raise InputError(
+                f"metric {name!r} must be a function of labels and scores, got "
+                f"{function!r}"
+            )
     return dict(metrics)
 
 # %% ../nbs/06c_own_metrics.ipynb #m010
@@ -54,7 +66,9 @@ def own_metrics(
         values = np.array([_number(name, metric, y[at], z[at]) for at in rows], float)
         if not np.isfinite(values).all():
             at = int(np.argmin(np.isfinite(values)))
-            raise InputError(f"metric {name!r} is {values[at]} for the user at position {judged[at]}")
+            raise InputError(
+                f"metric {name!r} is {values[at]} for the user at position {judged[at]}"
+            )
         found.loc[judged, name] = values
     return found
 
@@ -64,7 +78,9 @@ def _number(name: str, metric: Metric, y: np.ndarray, z: np.ndarray) -> float:
     try:
         value = metric(y, z)
     except Exception as error:
-        raise InputError(f"metric {name!r} fails: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"metric {name!r} fails: {type(error).__name__}: {error}"
+        ) from error
     if np.ndim(value) or np.asarray(value).dtype.kind not in "buif":
         raise InputError(f"metric {name!r} gives {value!r}; it must be a number")
     return float(value)

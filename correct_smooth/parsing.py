@@ -26,7 +26,8 @@ _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def literal(text: str) -> Any:
-    "What a literal stands for, data and never code; `ValueError` for all else, and for texts run together."
+    """What a literal stands for, data and never code; `ValueError` for all else, and
+    for texts run together."""
     if re.search(r"\0\s*\0", _QUOTED.sub("\0", text.replace("\0", " "))):
         raise ValueError("texts without a comma between them")
     try:
@@ -36,8 +37,10 @@ def literal(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 # %% ../nbs/10b_parsing.ipynb #rb_printed
-_WRAPPED = re.compile(  # array(['a', 'b'], dtype=object), frozenset({'a'}), Index(['a'])
-    r"(?:\w+\.)?(?:array|Index|list|tuple|set|frozenset)\((|[\[({].*[\])}])(?:,\s*dtype=[^()]*)?\)", re.DOTALL
+# array(['a', 'b'], dtype=object), frozenset({'a'}), Index(['a'])
+_WRAPPED = re.compile(
+    r"(?:\w+\.)?(?:array|Index|list|tuple|set|frozenset)\((|[\[({].*[\])}])(?:,\s*dtype=[^()]*)?\)",
+    re.DOTALL,
 )
 _NUMPY_TEXT = re.compile(rf"(?:np|numpy)\.str_\(({_QUOTED.pattern})\)", re.DOTALL)
 _PRINTED = re.compile(r"\[\s*(?:(?:\0|None|nan)(?:\s+(?:\0|None|nan))*)?\s*\]")
@@ -63,14 +66,20 @@ def _printed_list(text: str) -> Any:
 # %% ../nbs/10b_parsing.ipynb #rb_absent
 def _is_absent(value: Any) -> bool:
     "Whether this stands for nothing at all."
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+    return (
+        value is None
+        or value is pd.NA
+        or value is pd.NaT
+        or (isinstance(value, float) and value != value)
+    )
 
 # %% ../nbs/10b_parsing.ipynb #c008
 def as_names(
     value: Any,
     mark: str = "|",  # between names in plain text
 ) -> tuple[str, ...] | None:
-    "A cell as names: lists, arrays, `a|b`, or a list as it is printed; None if it is none of these."
+    """A cell as names: lists, arrays, `a|b`, or a list as it is printed; None if it is
+    none of these."""
     if isinstance(value, str) and _is_printed(value):
         try:
             value = _printed_list(value.strip())
@@ -80,7 +89,16 @@ def as_names(
         return tuple(name.strip() for name in value.split(mark) if name.strip())
     if isinstance(value, np.ndarray) and value.ndim != 1:
         return None
-    kinds = (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
+    kinds = (
+        list,
+        tuple,
+        set,
+        frozenset,
+        np.ndarray,
+        pd.Series,
+        pd.Index,
+        pd.api.extensions.ExtensionArray,
+    )
     if isinstance(value, kinds):
         names = [name for name in value if not _is_absent(name)]
         if not all(isinstance(name, str) for name in names):
@@ -92,7 +110,8 @@ def as_names(
 def list_mark(
     column: pd.Series,
 ) -> tuple[str, int]:  # and in how many cells it stands
-    "What is between the names in the plain text of a column: `|`, or else `;`, or else `,`."
+    """What is between the names in the plain text of a column: `|`, or else `;`, or
+    else `,`."""
     plain = [cell for cell in column if isinstance(cell, str) and not _is_printed(cell)]
     counts = {mark: sum(mark in cell for cell in plain) for mark in "|;,"}
     return next(((mark, n) for mark, n in counts.items() if n), ("|", 0))
@@ -106,12 +125,17 @@ def _number(value: Any) -> float:
 
 
 def as_numbers(column: pd.Series) -> pd.Series:
-    "Numbers as float64; text that is no number, truth values, dates and absurd sizes become missing."
+    """Numbers as float64; text that is no number, truth values, dates and absurd sizes
+    become missing."""
     if column.dtype.kind in "bcmM" or isinstance(column.dtype, pd.PeriodDtype):
         return pd.Series(np.nan, column.index)
     if column.dtype.kind in "iuf":
         values = column.to_numpy(np.float64, na_value=np.nan)
-        return pd.Series(np.where(np.abs(values) < 1e15, values, np.nan), column.index, name=column.name)
+        return pd.Series(
+            np.where(np.abs(values) < 1e15, values, np.nan),
+            column.index,
+            name=column.name,
+        )
     try:
         number = pd.to_numeric(column, errors="coerce")
         number = number.astype(object).where(number.notna(), np.nan).astype(np.float64)
@@ -121,20 +145,26 @@ def as_numbers(column: pd.Series) -> pd.Series:
 
 # %% ../nbs/10b_parsing.ipynb #rb_whole
 def _whole_within(column: pd.Series, low: int, high: int) -> bool:
-    "Whether these are plain 64-bit integers from `low` to `high`, and so need no conversion."
+    """Whether these are plain 64-bit integers from `low` to `high`, and so need no
+    conversion."""
     return bool(column.dtype == np.int64 and column.between(low, high).all())
 
 # %% ../nbs/10b_parsing.ipynb #c013
 def _since_1970(when: pd.Series) -> pd.Series:
     "Seconds, of dates of any unit; nanoseconds would end in 2262."
-    return (when.dt.as_unit("s") - pd.Timestamp(0, tz=when.dt.tz).as_unit("s")) // pd.Timedelta(seconds=1)
+    return (
+        when.dt.as_unit("s") - pd.Timestamp(0, tz=when.dt.tz).as_unit("s")
+    ) // pd.Timedelta(seconds=1)
 
 
 def as_seconds(column: pd.Series) -> pd.Series:
-    "Seconds since 1970, from numbers, dates, or dates as text (ISO 8601); what is none becomes missing."
+    """Seconds since 1970, from numbers, dates, or dates as text (ISO 8601); what is
+    none becomes missing."""
     if _whole_within(column, 1 - 10**15, 10**15 - 1):
         return column
-    if isinstance(column.dtype, pd.ArrowDtype) and pa.types.is_date(column.dtype.pyarrow_dtype):
+    if isinstance(column.dtype, pd.ArrowDtype) and pa.types.is_date(
+        column.dtype.pyarrow_dtype
+    ):
         column = column.astype("timestamp[s][pyarrow]")
     if pd.api.types.is_datetime64_any_dtype(column):
         return _since_1970(column)

@@ -47,13 +47,15 @@ from .tables import write_rows
 
 # %% ../nbs/13a_partition.ipynb #p01
 def _folder(source: str | Path | None) -> Path | None:
-    "The folder or file that `load_data` would read; None where the data come with the package."
+    """The folder or file that `load_data` would read; None where the data come with the
+    package."""
     named = source or os.environ.get("CORRECT_SMOOTH_DATA") or "demo"
     return None if named in ("demo", "synthetic") else Path(named).expanduser()
 
 
 def _alike(folder: Path) -> bool:
-    "Whether each block of ratings can be read by itself: item ids are of one kind, and times plain numbers."
+    """Whether each block of ratings can be read by itself: item ids are of one kind,
+    and times plain numbers."""
     if not all((folder / name).is_file() for name in TABLES):
         return False
     with reading(folder):
@@ -61,7 +63,10 @@ def _alike(folder: Path) -> bool:
         schemas = movies.schema_arrow, ratings.schema_arrow
         if any(schema.get_field_index("item_id") < 0 for schema in schemas):
             return False  # whoever reads it all will say so
-        kinds = [str(schema.field("item_id").type).removeprefix("large_") for schema in schemas]
+        kinds = [
+            str(schema.field("item_id").type).removeprefix("large_")
+            for schema in schemas
+        ]
         if [kind if kind == "string" else "int" in kind for kind in kinds] not in (
             ["string"] * 2,
             [True] * 2,
@@ -73,10 +78,14 @@ def _alike(folder: Path) -> bool:
         groups = map(ratings.metadata.row_group, range(ratings.metadata.num_row_groups))
         times = [group.column(at).statistics for group in groups]
         plain = pa.types.is_integer(ratings.schema_arrow.field(at).type)
-        return plain and all(found is not None and not found.null_count for found in times)
+        return plain and all(
+            found is not None and not found.null_count for found in times
+        )
 
 # %% ../nbs/13a_partition.ipynb #p04
-def _checked_blocks(file: pq.ParquetFile, dropped: dict[str, int]) -> Iterator[pd.DataFrame]:
+def _checked_blocks(
+    file: pq.ParquetFile, dropped: dict[str, int]
+) -> Iterator[pd.DataFrame]:
     "A million rows after the other, each block with ids of their final type."
     row, found = 0, dict[str, int]()
     columns = [name for name in file.schema_arrow.names if name != USER_HASH]
@@ -84,7 +93,9 @@ def _checked_blocks(file: pq.ParquetFile, dropped: dict[str, int]) -> Iterator[p
         try:
             block = check_ratings(batch.to_pandas(), found)
         except InputError as error:
-            raise InputError(f"{error} (counted from row {row:,})" if row else str(error)) from error
+            raise InputError(
+                f"{error} (counted from row {row:,})" if row else str(error)
+            ) from error
         row += len(batch)
         for reason, n in found.items():
             dropped[reason] = dropped.get(reason, 0) + n
@@ -94,7 +105,8 @@ def _checked_blocks(file: pq.ParquetFile, dropped: dict[str, int]) -> Iterator[p
 def _rating_blocks(
     source: str | Path | None,
 ) -> tuple[pd.DataFrame, Iterator[pd.DataFrame], int, dict[str, int]]:
-    "Movies, ratings block by block, their number, and what has been left out, which grows with the blocks."
+    """Movies, ratings block by block, their number, and what has been left out, which
+    grows with the blocks."""
     folder = _folder(source)
     if not folder or not _alike(folder):
         data = load_data(source, no_opinion="keep")  # whoever reads it may know better
@@ -122,7 +134,9 @@ def _into_buckets(
     blocks: Iterable[pd.DataFrame],
     n: int,  # buckets
     folder: Path,
-) -> list[Path]:  # in the order of hashes; of buckets that nothing fell into there is no file
+) -> list[
+    Path
+]:  # in the order of hashes; of buckets that nothing fell into there is no file
     "Deal ratings out by hash, in their order of arrival."
     writers: dict[int, pq.ParquetWriter] = {}
     paths = [folder / f"{at}.parquet" for at in range(n)]
@@ -146,13 +160,16 @@ def _sorted_buckets(
     dropped: dict[str, int],  # grows with the buckets
 ) -> Iterator[pd.DataFrame]:
     "Ratings of a bucket after the other, checked and in the order of the hash."
-    movies = movies.drop(columns="vector", errors="ignore")  # to check ratings it is not needed
+    # to check ratings it is not needed
+    movies = movies.drop(columns="vector", errors="ignore")
     for path in paths:
         found = movie_data(movies, pd.read_parquet(path), no_opinion="keep")
         path.unlink()
         for reason, count in found.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
-        ratings = found.ratings.assign(**{USER_HASH: user_hash(found.ratings["user_id"])})
+        ratings = found.ratings.assign(
+            **{USER_HASH: user_hash(found.ratings["user_id"])}
+        )
         yield ratings.sort_values([USER_HASH, "user_id"], kind="stable")
 
 # %% ../nbs/13a_partition.ipynb #c006
@@ -161,27 +178,44 @@ def partition(
     folder: str | Path,  # replaced as a whole if it holds tables already
     progress: bool = True,  # show a bar
 ) -> dict[str, Any]:  # users, items, ratings, and what was dropped
-    "Write movies and ratings so that each rank can read its own users' rows; a tables folder like any other."
+    """Write movies and ratings so that each rank can read its own users' rows; a tables
+    folder like any other."""
     check_target(folder, "tables")
     movies, blocks, n, dropped = _rating_blocks(source)
     n_users = n_ratings = 0
     quiet = {} if progress and sys.stderr else {"disable": True}
     with (
         atomic_folder(folder, "tables") as fresh,
-        tqdm(desc="partition", unit="rating", unit_scale=0.5, total=2 * n, leave=False, **quiet) as bar,
+        tqdm(
+            desc="partition",
+            unit="rating",
+            unit_scale=0.5,
+            total=2 * n,
+            leave=False,
+            **quiet,
+        ) as bar,
     ):
-        movies.reset_index(names="item_id").to_parquet(fresh / "movies.parquet", index=False)
+        movies.reset_index(names="item_id").to_parquet(
+            fresh / "movies.parquet", index=False
+        )
         buckets = fresh / "buckets"
         buckets.mkdir()
         with reading(source or "demo"):
-            paths = _into_buckets(_counted(blocks, bar), max(1, -(-n // BUCKET)), buckets)
+            paths = _into_buckets(
+                _counted(blocks, bar), max(1, -(-n // BUCKET)), buckets
+            )
         with write_rows(fresh / "ratings.parquet", GROUP) as write:
             for ratings in _counted(_sorted_buckets(movies, paths, dropped), bar):
-                n_users, n_ratings = n_users + ratings["user_id"].nunique(), n_ratings + len(ratings)
+                n_users, n_ratings = (
+                    n_users + ratings["user_id"].nunique(),
+                    n_ratings + len(ratings),
+                )
                 write(ratings)
         buckets.rmdir()
     counts = {"users": n_users, "items": len(movies), "ratings": n_ratings}
-    return counts | {"dropped": {reason: count for reason, count in dropped.items() if count}}
+    return counts | {
+        "dropped": {reason: count for reason, count in dropped.items() if count}
+    }
 
 
 def _counted(blocks: Iterable[pd.DataFrame], bar: tqdm) -> Iterator[pd.DataFrame]:
@@ -205,7 +239,9 @@ def read_own(
     folder: str | Path,  # as `partition` wrote it
     at: int | None = None,  # rank; None: this one
     ranks: int | None = None,  # how many there are; None: as in this job
-) -> tuple[MovieData, int]:  # movies and one rank's ratings; how many ratings the ranks before it hold
+) -> tuple[
+    MovieData, int
+]:  # movies and one rank's ratings; how many ratings the ranks before it hold
     "Read one rank's rows, and no others."
     at, ranks = rank() if at is None else at, world_size() if ranks is None else ranks
     folder = Path(folder).expanduser()
@@ -221,13 +257,18 @@ def read_own(
         ratings = rows.to_table(columns, filter=(column >= low) & (column < high))
         ratings = ratings.to_pandas(split_blocks=True, self_destruct=True)
     if not len(ratings):
-        raise InputError(f"rank {at} of {ranks} has no ratings in {folder}; use fewer ranks")
+        raise InputError(
+            f"rank {at} of {ranks} has no ratings in {folder}; use fewer ranks"
+        )
     noun = written_noun(folder / "movies.parquet") or "movie"
-    return movie_data(movies, ratings, folder.resolve().name, no_opinion="keep", noun=noun), before
+    return movie_data(
+        movies, ratings, folder.resolve().name, no_opinion="keep", noun=noun
+    ), before
 
 # %% ../nbs/13a_partition.ipynb #c008b
 def _footer(path: Path) -> np.ndarray:
-    "The end of a Parquet file: sizes, places and limits of all columns in all of its row groups."
+    """The end of a Parquet file: sizes, places and limits of all columns in all of its
+    row groups."""
     with reading(path), path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         length = int.from_bytes(file.read(4), "little")
@@ -238,18 +279,33 @@ def _footer(path: Path) -> np.ndarray:
 def load_shard(
     source: str | Path | None = None,  # this and the next as for `load_data`
     no_opinion: float | str = "find",
-    **reading: Any,  # the rest of its arguments; a partitioned folder is ours, and needs none
-) -> tuple[MovieData, int]:  # movies and ratings; how many ratings the ranks before this one hold
-    "What a rank has to read: its own rows where the data are partitioned, else all of them."
+    # the rest of its arguments; a partitioned folder is ours, and needs none
+    **reading: Any,
+) -> tuple[
+    MovieData, int
+]:  # movies and ratings; how many ratings the ranks before this one hold
+    """What a rank has to read: its own rows where the data are partitioned, else all of
+    them."""
     if world_size() == 1:
         return load_data(source, no_opinion=no_opinion, **reading), 0
     folder = _folder(source)
     dealt = folder if folder and is_partitioned(folder) else None
-    data, before = read_own(dealt) if dealt else (load_data(source, no_opinion=no_opinion, **reading), 0)
-    ratings = digest(_footer(dealt / "ratings.parquet")) if dealt else digest(data.ratings)
+    data, before = (
+        read_own(dealt)
+        if dealt
+        else (load_data(source, no_opinion=no_opinion, **reading), 0)
+    )
+    ratings = (
+        digest(_footer(dealt / "ratings.parquet")) if dealt else digest(data.ratings)
+    )
     agree(movies=digest(data.movies.reset_index()), ratings=ratings)
     if dealt:
-        counts = data.ratings["rating"].value_counts().rename_axis("value").reset_index(name="n")
+        counts = (
+            data.ratings["rating"]
+            .value_counts()
+            .rename_axis("value")
+            .reset_index(name="n")
+        )
         everybodys = gather_table(counts).groupby("value")["n"].sum()
         value = sentinel(everybodys) if no_opinion == "find" else no_opinion
         data = without_opinion(data, "keep" if value is None else value)

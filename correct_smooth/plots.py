@@ -17,38 +17,57 @@ import pandas as pd
 from .evaluate import times_recommended
 
 # %% ../nbs/06a_plots.ipynb #c006
-def plot_gains(base: pd.Series, refined: pd.Series, ax: Any, name: str = "ROC AUC") -> None:
+def plot_gains(
+    base: pd.Series, refined: pd.Series, ax: Any, name: str = "ROC AUC"
+) -> None:
     "Each user's gain, sorted from loss to gain."
     gain = np.sort((refined - base).dropna().to_numpy())
     x = np.linspace(0, 1, len(gain))
     ax.fill_between(x, gain, where=gain >= 0, color="tab:orange", lw=0, step="mid")
     ax.fill_between(x, gain, where=gain <= 0, color="0.6", lw=0, step="mid")
     ax.axhline(gain.mean(), color="k", lw=1, ls="--")
-    ax.annotate(f"mean {gain.mean():+.4f}", (0, gain.mean()), (2, 4), textcoords="offset points")
+    ax.annotate(
+        f"mean {gain.mean():+.4f}", (0, gain.mean()), (2, 4), textcoords="offset points"
+    )
     ax.set(xlabel="share of users", ylabel=f"gain in {name}", xlim=(0, 1))
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/06a_plots.ipynb #c009
 def plot_history(groups: pd.DataFrame, ax: Any, name: str = "ROC AUC") -> None:
-    "Mean gain by number of training ratings, with 95% intervals; from `gain_by_history`."
+    """Mean gain by number of training ratings, with 95% intervals; from
+    `gain_by_history`."""
     x = np.arange(len(groups))
     reach = [groups["delta"] - groups["low"], groups["high"] - groups["delta"]]
     ax.axhline(0, color="0.7", lw=1)
     ax.errorbar(x, groups["delta"], reach, fmt="o", color="tab:orange")
-    names = [f"{a:.0f}–{b:.0f}" for a, b in zip(groups["fewest"], groups["most"], strict=True)]
+    names = [
+        f"{a:.0f}–{b:.0f}"
+        for a, b in zip(groups["fewest"], groups["most"], strict=True)
+    ]
     ax.set_xticks(x, names, fontsize=8)
     ax.set(xlabel="training ratings of a user", ylabel=f"mean gain in {name}")
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/06a_plots.ipynb #c012
-def plot_calibration(y: np.ndarray, scores: dict[str, np.ndarray], ax: Any, bins: int = 10) -> None:
+def plot_calibration(
+    y: np.ndarray, scores: dict[str, np.ndarray], ax: Any, bins: int = 10
+) -> None:
     "Share of liked movies against the score, in bins of equally many pairs."
     ax.plot([0, 1], [0, 1], color="0.8", lw=1)
     bins = min(bins, *map(len, scores.values()))  # none is empty
     for (name, z), colour in zip(scores.items(), ("0.5", "tab:orange"), strict=False):
-        group = np.minimum(np.argsort(np.argsort(z, kind="stable")) * bins // len(z), bins - 1)
+        group = np.minimum(
+            np.argsort(np.argsort(z, kind="stable")) * bins // len(z), bins - 1
+        )
         n = np.bincount(group)
-        ax.plot(np.bincount(group, z) / n, np.bincount(group, y) / n, "o-", ms=4, color=colour, label=name)
+        ax.plot(
+            np.bincount(group, z) / n,
+            np.bincount(group, y) / n,
+            "o-",
+            ms=4,
+            color=colour,
+            label=name,
+        )
     ax.set(xlabel="score", ylabel="share liked", xlim=(0, 1), ylim=(0, 1))
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -64,13 +83,22 @@ def plot_metrics(result: pd.DataFrame, ax: Any) -> None:
     ax.axvline(0, color="0.7", lw=1)
     ax.hlines(at, low, high, color=colour)
     ax.scatter(sign * result["delta"], at, color=colour, zorder=3)
-    names = ["log_loss (turned over)" if name == "log_loss" else name for name in result.index]
+    names = [
+        "log_loss (turned over)" if name == "log_loss" else name
+        for name in result.index
+    ]
     ax.set_yticks(at, names)
     ax.set(xlabel="refined minus base, 95% interval")
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/06a_plots.ipynb #c018
-_COLOURS = {"popular": "k", "base": "0.5", "like": "tab:orange", "watch": "tab:blue", "both": "tab:green"}
+_COLOURS = {
+    "popular": "k",
+    "base": "0.5",
+    "like": "tab:orange",
+    "watch": "tab:blue",
+    "both": "tab:green",
+}
 _MORE = ("tab:orange", "tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:pink")
 
 
@@ -78,10 +106,13 @@ def _concentration(
     amount: np.ndarray,  # (n_items,) of what is shared out among movies
     popularity: np.ndarray,  # (n_items,)
 ) -> tuple[np.ndarray, np.ndarray]:  # share of the catalogue, share of the amount
-    "Share that goes to the most popular movies, from none of them to all; equals in popularity share alike."
+    """Share that goes to the most popular movies, from none of them to all; equals in
+    popularity share alike."""
     _, group = np.unique(-popularity, return_inverse=True)
     movies, given = np.bincount(group), np.bincount(group, amount)
-    return np.append(0, np.cumsum(movies) / movies.sum()), np.append(0, np.cumsum(given) / given.sum())
+    return np.append(0, np.cumsum(movies) / movies.sum()), np.append(
+        0, np.cumsum(given) / given.sum()
+    )
 
 
 def plot_diversity(
@@ -91,16 +122,28 @@ def plot_diversity(
 ) -> None:
     "Share of recommendations that goes to the most popular movies."
     popularity = np.asarray(popularity)
-    times = {name: times_recommended(np.asarray(table), popularity) for name, table in lists.items()}
+    times = {
+        name: times_recommended(np.asarray(table), popularity)
+        for name, table in lists.items()
+    }
     ax.plot([0, 1], [0, 1], color="0.8", lw=1)
     if popularity.any():
-        ax.plot(*_concentration(popularity, popularity), ":", color="0.3", lw=1.2, label="ratings")
+        ax.plot(
+            *_concentration(popularity, popularity),
+            ":",
+            color="0.3",
+            lw=1.2,
+            label="ratings",
+        )
     more = cycle(_MORE)
     for name, count in times.items():
         style = "--" if name == "both" else "-"  # which may lie on `watch`
         colour = _COLOURS.get(name) or next(more)
         ax.plot(*_concentration(count, popularity), style, color=colour, label=name)
-    ax.set(xlabel="share of the catalogue, most popular first", ylabel="share of recommendations")
+    ax.set(
+        xlabel="share of the catalogue, most popular first",
+        ylabel="share of recommendations",
+    )
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
@@ -111,26 +154,45 @@ _SHARES = np.outer(10.0 ** np.arange(-9, 0), [1, 2, 5]).ravel()  # ticks
 
 def plot_lists(
     found: pd.DataFrame,  # from `list_summary`
-    facts: pd.DataFrame,  # a row an ordering, with `novelty`, as from `Evaluation.diversity`
+    # a row an ordering, with `novelty`, as from `Evaluation.diversity`
+    facts: pd.DataFrame,
     ax: Any,  # matplotlib's Axes
     metric: str = "ndcg_liked",
 ) -> None:
-    "What is found on the lists of each ordering, against how many users know their movies."
+    """What is found on the lists of each ordering, against how many users know their
+    movies."""
     own = found.xs(metric, level="metric")
     share = 2 ** -facts["novelty"].reindex(own.index)
-    better = own["over_popular_low"] > 0 if "over_popular_low" in own else own["mean"] < 0
-    colour = np.where(own.index == "popular", "k", np.where(better, "tab:orange", "0.6"))
-    ax.hlines(share, own["low"].fillna(own["mean"]), own["high"].fillna(own["mean"]), color=colour, lw=2)
+    better = (
+        own["over_popular_low"] > 0 if "over_popular_low" in own else own["mean"] < 0
+    )
+    colour = np.where(
+        own.index == "popular", "k", np.where(better, "tab:orange", "0.6")
+    )
+    ax.hlines(
+        share,
+        own["low"].fillna(own["mean"]),
+        own["high"].fillna(own["mean"]),
+        color=colour,
+        lw=2,
+    )
     ax.scatter(own["mean"], share, color=colour, zorder=3)
     x, y = own["mean"].to_numpy(), share.to_numpy()
     near = (np.abs(x[:, None] - x) + np.where(np.eye(len(x)), np.inf, 0)).argmin(axis=1)
-    for name, point, up in zip(own.index, zip(x, y, strict=True), y < y[near], strict=True):
-        at, va = ((0, 6), "bottom") if up else ((0, -7), "top")  # away from the nearest other point
-        ax.annotate(str(name), point, at, textcoords="offset points", ha="center", va=va)
+    for name, point, up in zip(
+        own.index, zip(x, y, strict=True), y < y[near], strict=True
+    ):
+        # away from the nearest other point
+        at, va = ((0, 6), "bottom") if up else ((0, -7), "top")
+        ax.annotate(
+            str(name), point, at, textcoords="offset points", ha="center", va=va
+        )
     what = metric.removeprefix("ndcg_")
     ax.set(xlabel=f"NDCG of {what} held-out movies", xlim=(0, None), yscale="log")
     low, high = share.min() / 1.7, min(share.max() * 1.7, 1)
-    ax.set(ylim=(high, low), ylabel="share of users who have rated\na recommended movie")
+    ax.set(
+        ylim=(high, low), ylabel="share of users who have rated\na recommended movie"
+    )
     ticks = _SHARES[(_SHARES > low) & (_SHARES < high)]
     ax.set_yticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
     ax.minorticks_off()

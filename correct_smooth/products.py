@@ -27,7 +27,9 @@ def full_columns(
 def _picked(
     Z: np.ndarray,  # (m, n) products
     k: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # how many in each row; positions and products, row by row
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # how many in each row; positions and products, row by row
     "The k largest positive ones of each row, in falling order."
     at = np.argpartition(-Z, min(k, Z.shape[1]) - 1, axis=1)[:, :k]
     at.sort(axis=1)
@@ -37,7 +39,9 @@ def _picked(
     return (value > 0).sum(axis=1), at[value > 0], value[value > 0]
 
 
-def _mixed(X: sparse.csr_matrix, full: np.ndarray, rows: np.ndarray, k: int) -> sparse.csr_matrix:
+def _mixed(
+    X: sparse.csr_matrix, full: np.ndarray, rows: np.ndarray, k: int
+) -> sparse.csr_matrix:
     "Products of some rows with all, a block of rows at a time, of at most 64 MiB."
     D, rest = X[:, full].toarray(), sparse.csr_matrix(X[:, ~full])
     across, step, found = sparse.csr_matrix(rest.T), max(1, 2**24 // X.shape[0]), []
@@ -47,7 +51,9 @@ def _mixed(X: sparse.csr_matrix, full: np.ndarray, rows: np.ndarray, k: int) -> 
         Z[common.row, common.col] += common.data
         found.append(_picked(Z, k))
     count, at, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return sparse.csr_matrix((value, at, np.append(0, np.cumsum(count))), (len(rows), X.shape[0]))
+    return sparse.csr_matrix(
+        (value, at, np.append(0, np.cumsum(count))), (len(rows), X.shape[0])
+    )
 
 # %% ../nbs/02b_products.ipynb #p011
 def top_products(
@@ -55,10 +61,14 @@ def top_products(
     rows: np.ndarray,  # (m,) positions of the rows to find partners of
     k: int,
     n_threads: int | None,  # of the sparse product; None: one
-) -> sparse.csr_matrix:  # (m, n) the k largest positive products of each row, in falling order
+) -> (
+    sparse.csr_matrix
+):  # (m, n) the k largest positive products of each row, in falling order
     "The rows with the largest dot products, the row itself among them."
     full = full_columns(X)
     if full.any() and len(rows):
         return _mixed(X, full, rows, k)
     across = sparse.csr_matrix(X.T)
-    return sp_matmul_topn(X[rows], across, k, threshold=0.0, sort=True, n_threads=n_threads)
+    return sp_matmul_topn(
+        X[rows], across, k, threshold=0.0, sort=True, n_threads=n_threads
+    )

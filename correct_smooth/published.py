@@ -42,7 +42,11 @@ def _plain(name: str) -> str:
 def _holding(tables: Tables, *columns: str) -> Table | None:
     "The table that has all of these columns, the largest one if there are several."
     wanted = {_plain(name) for name in columns}
-    fit = [table for table in tables.values() if wanted <= {_plain(name) for name in table.columns}]
+    fit = [
+        table
+        for table in tables.values()
+        if wanted <= {_plain(name) for name in table.columns}
+    ]
     return max(fit, key=lambda table: table.file.held, default=None)
 
 
@@ -52,15 +56,20 @@ def _read_some(
     "Some columns of a table, renamed, whatever case and hyphens they are written with."
     by_name = {_plain(name): name for name in table.columns}
     there = {
-        ours: by_name[_plain(name)] for name, ours in reversed(columns.items()) if _plain(name) in by_name
+        ours: by_name[_plain(name)]
+        for name, ours in reversed(columns.items())
+        if _plain(name) in by_name
     }
     theirs = {name: ours for ours, name in there.items()}
     cells = read_table(table, dropped, list(theirs), **options)
-    return cells[[name for name in theirs if name in cells.columns]].rename(columns=theirs)
+    return cells[[name for name in theirs if name in cells.columns]].rename(
+        columns=theirs
+    )
 
 # %% ../nbs/07n_published.ipynb #l11
 _GOODBOOKS = {
-    "title": "title", "authors": "creators", "original_publication_year": "year", "language_code": "language",
+    "title": "title", "authors": "creators", "original_publication_year": "year",
+    "language_code": "language",
     "average_rating": "vote_average", "ratings_count": "vote_count",
 }  # fmt: skip
 _SHELVES = 20  # of a book
@@ -68,16 +77,20 @@ _SHELVES = 20  # of a book
 
 def _shelves(tables: Tables, dropped: dict[str, int]) -> pd.Series | None:
     "The shelves of each book, most used first, by Goodreads' number."
-    counted, words = (
-        _holding(tables, "goodreads_book_id", "tag_id", "count"),
-        _holding(tables, "tag_id", "tag_name"),
-    )
+    counted = _holding(tables, "goodreads_book_id", "tag_id", "count")
+    words = _holding(tables, "tag_id", "tag_name")
     if counted is None or words is None:
         return None
-    uses = _read_some(counted, {"goodreads_book_id": "book", "tag_id": "tag", "count": "n"}, dropped)
-    names = _read_some(words, {"tag_id": "tag", "tag_name": "name"}, dropped).drop_duplicates("tag")
+    uses = _read_some(
+        counted, {"goodreads_book_id": "book", "tag_id": "tag", "count": "n"}, dropped
+    )
+    names = _read_some(
+        words, {"tag_id": "tag", "tag_name": "name"}, dropped
+    ).drop_duplicates("tag")
     uses = uses.assign(n=as_numbers(uses["n"])).merge(names, on="tag").dropna()
-    uses = uses.sort_values("n", ascending=False, kind="stable").drop_duplicates(["book", "name"])
+    uses = uses.sort_values("n", ascending=False, kind="stable").drop_duplicates(
+        ["book", "name"]
+    )
     return uses.groupby("book").head(_SHELVES).groupby("book")["name"].agg(list)
 
 
@@ -86,17 +99,19 @@ def read_goodbooks(
     dropped: dict[str, int],  # what was found is noted here
 ) -> Pair | None:  # None if these are other tables
     "Read goodbooks-10k, either release, with its shelves as keywords."
-    books, stars = (
-        _holding(tables, "book_id", "work_id", "authors"),
-        _holding(tables, "user_id", "book_id", "rating"),
-    )
+    books = _holding(tables, "book_id", "work_id", "authors")
+    stars = _holding(tables, "user_id", "book_id", "rating")
     if books is None or stars is None:
         return None
     first = "goodreads_book_id" not in books.columns and "id" in books.columns
     ours, theirs = ("id", "book_id") if first else ("book_id", "goodreads_book_id")
-    items = _read_some(books, {**_GOODBOOKS, ours: "item_id", theirs: "goodreads"}, dropped)
+    items = _read_some(
+        books, {**_GOODBOOKS, ours: "item_id", theirs: "goodreads"}, dropped
+    )
     if first:
-        dropped["note: books whose column 'id' is what ratings call book_id"] = len(items)
+        dropped["note: books whose column 'id' is what ratings call book_id"] = len(
+            items
+        )
     if (shelves := _shelves(tables, dropped)) is not None and "goodreads" in items:
         items["keywords"] = items["goodreads"].map(shelves)
     columns = {"user_id": "user_id", "book_id": "item_id", "rating": "rating"}
@@ -106,7 +121,8 @@ def read_goodbooks(
 
 # %% ../nbs/07n_published.ipynb #l14
 _CROSSING = {
-    "ISBN": "item_id", "Book-Title": "title", "Book-Author": "creators", "Year-Of-Publication": "year",
+    "ISBN": "item_id", "Book-Title": "title", "Book-Author": "creators",
+    "Year-Of-Publication": "year",
     "Publisher": "companies",
 }  # fmt: skip
 
@@ -114,25 +130,42 @@ _CROSSING = {
 def _unslipped(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     "Rows whose title has swallowed the author, put right."
     both = items["title"].str.extract(r'^(.*?)\\?";"?(.+?)"?$')
-    rows = both[1].notna() & (as_numbers(items["year"]).isna() | (as_numbers(items["creators"]) > 0))
+    rows = both[1].notna() & (
+        as_numbers(items["year"]).isna() | (as_numbers(items["creators"]) > 0)
+    )
     if rows.any():
-        dropped["note: rows that had slipped by one column, put right"] = int(rows.sum())
-        right = {"title": both[0], "creators": both[1], "year": items["creators"], "companies": items["year"]}
-        items = items.assign(**{name: items[name].mask(rows, column) for name, column in right.items()})
+        dropped["note: rows that had slipped by one column, put right"] = int(
+            rows.sum()
+        )
+        right = {
+            "title": both[0],
+            "creators": both[1],
+            "year": items["creators"],
+            "companies": items["year"],
+        }
+        items = items.assign(
+            **{name: items[name].mask(rows, column) for name, column in right.items()}
+        )
     return items
 
 
 def _letters(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     "Texts with the letters that HTML's marks stand for."
     n = 0
-    for name in [name for name in ("title", "creators", "companies", "overview") if name in items]:
+    for name in [
+        name for name in ("title", "creators", "companies", "overview") if name in items
+    ]:
         texts = items[name].astype(object).where(items[name].notna(), "").map(str)
         marked = texts.str.contains(r"&#?\w+;")
         if marked.any():
             n += int(marked.sum())
-            items = items.assign(**{name: items[name].mask(marked, texts[marked].map(html.unescape))})
+            items = items.assign(
+                **{name: items[name].mask(marked, texts[marked].map(html.unescape))}
+            )
     if n:
-        dropped["note: texts with marks of HTML, such as &amp;, read as what they stand for"] = n
+        dropped[
+            "note: texts with marks of HTML, such as &amp;, read as what they stand for"
+        ] = n
     return items
 
 
@@ -146,32 +179,41 @@ def read_book_crossing(
     dropped: dict[str, int],  # what was found is noted here
 ) -> Pair | None:  # None if these are other tables
     "Read Book-Crossing, as published or as Kaggle has it; a rating of 0 is no opinion."
-    books, stars = (
-        _holding(tables, "ISBN", "Book-Title", "Book-Author"),
-        _holding(tables, "User-ID", "ISBN", "Book-Rating"),
-    )
+    books = _holding(tables, "ISBN", "Book-Title", "Book-Author")
+    stars = _holding(tables, "User-ID", "ISBN", "Book-Rating")
     if books is None or stars is None:
         return None
     if books.sep == ";":  # as published, whatever the first rows may seem to say
-        books = replace(books, escape=True, found=tuple(dict.fromkeys([*books.found, "escape"])))
-    items = _read_some(books, _CROSSING, dropped).reindex(columns=list(_CROSSING.values()))
+        books = replace(
+            books, escape=True, found=tuple(dict.fromkeys([*books.found, "escape"]))
+        )
+    items = _read_some(books, _CROSSING, dropped).reindex(
+        columns=list(_CROSSING.values())
+    )
     items = _letters(_unslipped(items, dropped), dropped)
     items["year"] = items["year"].mask(as_numbers(items["year"]) == 0)
     items = items.assign(
-        **{name: items[name].map(_one_name, na_action="ignore") for name in ("creators", "companies")}
+        **{
+            name: items[name].map(_one_name, na_action="ignore")
+            for name in ("creators", "companies")
+        }
     )
     columns = {"User-ID": "user_id", "ISBN": "item_id", "Book-Rating": "rating"}
     return Pair(items, _read_some(stars, columns, dropped), "book", 0)
 
 # %% ../nbs/07n_published.ipynb #l18
 _PRODUCTS = {
-    "title": "title", "description": "text", "feature": "more", "features": "more", "categories": "genres",
-    "category": "genres", "main_cat": "shelf", "main_category": "shelf", "brand": "creators",
-    "store": "creators", "price": f"{OWN_NUMBERS}price", "average_rating": "vote_average",
+    "title": "title", "description": "text", "feature": "more", "features": "more",
+    "categories": "genres",
+    "category": "genres", "main_cat": "shelf", "main_category": "shelf",
+    "brand": "creators",
+    "store": "creators", "price": f"{OWN_NUMBERS}price",
+    "average_rating": "vote_average",
     "rating_number": "vote_count",
 }  # fmt: skip
 _REVIEWS = {
-    "reviewerID": "user_id", "user_id": "user_id", "overall": "rating", "rating": "rating",
+    "reviewerID": "user_id", "user_id": "user_id", "overall": "rating",
+    "rating": "rating",
     "unixReviewTime": "timestamp", "timestamp": "timestamp",
 }  # fmt: skip
 
@@ -185,17 +227,25 @@ def _flat(cell: Any) -> list[str]:
 
 
 def _products(items: pd.DataFrame) -> pd.DataFrame:
-    "Products as their table has them, under our names: texts joined, a price as a number."
+    """Products as their table has them, under our names: texts joined, a price as a
+    number."""
     empty = pd.Series([None] * len(items), items.index, dtype=object)
     parts = ("text", "more", "shelf", "genres")
     text, more, shelf, genres = (items.get(name, empty).map(_flat) for name in parts)
     out = items.drop(columns=["text", "more", "shelf"], errors="ignore")
     out["overview"] = (text + more).map(" ".join)
-    out["genres"] = (shelf + genres).map(lambda names: list(dict.fromkeys(map(html.unescape, names))))
+    out["genres"] = (shelf + genres).map(
+        lambda names: list(dict.fromkeys(map(html.unescape, names)))
+    )
     if "creators" in out:
-        out["creators"] = [_one_name(brand) if isinstance(brand, str) else [] for brand in out["creators"]]
+        out["creators"] = [
+            _one_name(brand) if isinstance(brand, str) else []
+            for brand in out["creators"]
+        ]
     if (price := f"{OWN_NUMBERS}price") in out:
-        out[price] = as_numbers(out[price].map(lambda cell: re.sub(r"^\$\s*|,(?=\d{3})", "", str(cell))))
+        out[price] = as_numbers(
+            out[price].map(lambda cell: re.sub(r"^\$\s*|,(?=\d{3})", "", str(cell)))
+        )
     return out
 
 # %% ../nbs/07n_published.ipynb #l20
@@ -203,21 +253,32 @@ def read_amazon(
     tables: Tables,
     dropped: dict[str, int],  # what was found is noted here
 ) -> Pair | None:  # None if these are other tables
-    "Read Amazon's reviews and what they are about, as JSON lines or CSV, of any generation."
-    for user, item, rating in (("user_id", "parent_asin", "rating"), ("reviewerID", "asin", "overall")):
+    """Read Amazon's reviews and what they are about, as JSON lines or CSV, of any
+    generation."""
+    for user, item, rating in (
+        ("user_id", "parent_asin", "rating"),
+        ("reviewerID", "asin", "overall"),
+    ):
         stars = _holding(tables, user, item, rating)
         others = {name: table for name, table in tables.items() if table is not stars}
         about = _holding(others, item, "title")
         if stars is not None and about is not None:
             ratings = _read_some(stars, {**_REVIEWS, item: "item_id"}, dropped)
-            items = _letters(_products(_read_some(about, {**_PRODUCTS, item: "item_id"}, dropped)), dropped)
+            items = _letters(
+                _products(_read_some(about, {**_PRODUCTS, item: "item_id"}, dropped)),
+                dropped,
+            )
             return Pair(items, ratings, "product", texts=out_of_text(about, stars))
     return None
 
 # %% ../nbs/07n_published.ipynb #l23
 def _bare_table(file: TableFile, sep: str, names: list[str]) -> pd.DataFrame:
     "A table without a heading and without quotes, in Latin-1."
-    form: dict[str, Any] = {"encoding": "latin-1", "quoting": csv.QUOTE_NONE, "header": None}
+    form: dict[str, Any] = {
+        "encoding": "latin-1",
+        "quoting": csv.QUOTE_NONE,
+        "header": None,
+    }
     return read_csv(file.open(), None, file.where, sep=sep, names=names, **form)
 
 
@@ -226,20 +287,37 @@ def read_movielens_100k(
     dropped: dict[str, int],  # what was found is noted here
 ) -> Pair:
     "Read MovieLens 100K: `u.data`, `u.item`, and the names of genres in `u.genre`."
-    if absent := [name for name in ("u.data", "u.item", "u.genre") if name not in files]:
-        raise InputError(f"MovieLens 100K lacks {', '.join(absent)}; found: {', '.join(list(files)[:20])}")
-    ratings = _bare_table(files["u.data"], "\t", ["user_id", "item_id", "rating", "timestamp"])
-    genres = _bare_table(files["u.genre"], "|", ["genre", "number"]).dropna()["genre"].tolist()
+    if absent := [
+        name for name in ("u.data", "u.item", "u.genre") if name not in files
+    ]:
+        raise InputError(
+            f"MovieLens 100K lacks {', '.join(absent)}; found: "
+            f"{', '.join(list(files)[:20])}"
+        )
+    ratings = _bare_table(
+        files["u.data"], "\t", ["user_id", "item_id", "rating", "timestamp"]
+    )
+    genres = (
+        _bare_table(files["u.genre"], "|", ["genre", "number"])
+        .dropna()["genre"]
+        .tolist()
+    )
     head = ["item_id", "title", "released", "video", "url"]
-    items = _bare_table(files["u.item"], "|", [*head, *(f"genre {name}" for name in genres)])
+    items = _bare_table(
+        files["u.item"], "|", [*head, *(f"genre {name}" for name in genres)]
+    )
     flags = items[items.columns[len(head) :]].to_numpy() == "1"
     known = np.array(genres, dtype=object)
     names = [[name for name in known[row] if name != "unknown"] for row in flags]
     released = items["released"].str.extract(r"(\d{4})\s*$", expand=False)
     items = with_years(
-        items[["item_id", "title"]].assign(genres=pd.Series(names, dtype=object)), dropped, said=False
+        items[["item_id", "title"]].assign(genres=pd.Series(names, dtype=object)),
+        dropped,
+        said=False,
     )
-    return of_one_kind(Pair(items.assign(year=items["year"].fillna(released)), ratings, "movie"))
+    return of_one_kind(
+        Pair(items.assign(year=items["year"].fillna(released)), ratings, "movie")
+    )
 
 # %% ../nbs/07n_published.ipynb #l38
 READERS = {
@@ -253,10 +331,14 @@ def _nothing(tables: Tables, faults: dict[str, InputError], where: str) -> Input
     "What to say where no table holds ratings."
     if faults:
         return next(iter(faults.values()))
-    heads = {printable(name): ", ".join(map(printable, table.columns[:8])) for name, table in tables.items()}
+    heads = {
+        printable(name): ", ".join(map(printable, table.columns[:8]))
+        for name, table in tables.items()
+    }
     seen = "; ".join(f"{name} has {head}" for name, head in list(heads.items())[:4])
     return InputError(
-        f"no table in {where} has people and items in it: {seen}. Say which column is what, "
+        f"no table in {where} has people and items in it: {seen}. Say which "
+        "column is what, "
         "as in columns={'client': 'user', 'sku': 'item', 'stars': 'rating'}, "
         "or --columns 'client=user sku=item stars=rating'"
     )
@@ -277,7 +359,14 @@ def read_layout(
         return None
     found = None
     if not columns:
-        found = next((pair for read in READERS.values() if (pair := read(tables, dropped)) is not None), None)
+        found = next(
+            (
+                pair
+                for read in READERS.values()
+                if (pair := read(tables, dropped)) is not None
+            ),
+            None,
+        )
     found = found or read_pair(tables, dropped, columns, faults, alone)
     if found is None:
         raise _nothing(tables, faults, where)

@@ -54,7 +54,9 @@ def user_hash(
     "A number for each user that any process computes alike."
     values = pd.Index(ids)
     whole = values.to_numpy(np.int64 if values.dtype.kind == "i" else object)
-    return (pd.util.hash_array(whole, categorize=False) >> np.uint64(32)).astype(np.int64)
+    return (pd.util.hash_array(whole, categorize=False) >> np.uint64(32)).astype(
+        np.int64
+    )
 
 # %% ../nbs/13_ranks.ipynb #c009b
 def holder(
@@ -66,18 +68,38 @@ def holder(
 
 # %% ../nbs/13_ranks.ipynb #c014
 def plot_holders(
-    what: dict[str, str | None],  # thing -> what is sent of it; None: each rank has its own share
+    # thing -> what is sent of it; None: each rank has its own share
+    what: dict[str, str | None],
     ax: Any,  # matplotlib's Axes
     ranks: int = 2,
 ) -> None:
-    "Who holds what: shares in a colour of each rank, things that all have in grey, with what is sent."
+    """Who holds what: shares in a colour of each rank, things that all have in grey,
+    with what is sent."""
     for row, (name, sent) in enumerate(what.items()):
         for r in range(ranks):
             colour = "0.85" if sent is not None else f"C{r}"
-            ax.barh(row, 0.68, 0.7, r - 0.34, color=colour, alpha=1 if sent is not None else 0.75)
-            ax.text(r, row, name if sent is not None else f"{name} of\nits users", ha="center", va="center")
+            ax.barh(
+                row,
+                0.68,
+                0.7,
+                r - 0.34,
+                color=colour,
+                alpha=1 if sent is not None else 0.75,
+            )
+            ax.text(
+                r,
+                row,
+                name if sent is not None else f"{name} of\nits users",
+                ha="center",
+                va="center",
+            )
         if sent:
-            ax.annotate("", (0.66, row + 0.1), (0.34, row + 0.1), arrowprops={"arrowstyle": "<->", "lw": 1.5})
+            ax.annotate(
+                "",
+                (0.66, row + 0.1),
+                (0.34, row + 0.1),
+                arrowprops={"arrowstyle": "<->", "lw": 1.5},
+            )
             ax.text(0.5, row - 0.15, sent, ha="center", va="center", fontsize=8)
     ax.set_xticks(range(ranks), [f"rank {r}" for r in range(ranks)])
     ax.set(ylim=(len(what) - 0.5, -0.7), xlim=(-0.45, ranks - 0.55), yticks=[])
@@ -112,9 +134,9 @@ def shard_of(
 
 # %% ../nbs/13_ranks.ipynb #c022a
 LOST = (
-    "another rank has ended or cannot be reached, or torchrun has stopped the job. Results appear "
-    "whole or not at all. Started again, by you or by torchrun --max-restarts, training goes on from its "
-    "last checkpoint"
+    "another rank has ended or cannot be reached, or torchrun has stopped the job. "
+    "Results appear whole or not at all. Started again, by you or by torchrun "
+    "--max-restarts, training goes on from its last checkpoint"
 )
 
 
@@ -141,7 +163,8 @@ def _new_corner(store: dist.Store, at: int, ranks: int, seconds: float) -> dist.
         return dist.PrefixStore(corner, store)
     for other in range(1, ranks):
         while not store.check([f"taken/{other}/{word}"]):
-            asked = store.get(f"ask/{other}").decode()  # perhaps by somebody dead, so look again
+            # perhaps by somebody dead, so look again
+            asked = store.get(f"ask/{other}").decode()
             store.set(f"answer/{other}/{asked}", word)
             time.sleep(0.01)
             if time.monotonic() > end:
@@ -160,28 +183,43 @@ class _Job:
     def leave(self, error: BaseException) -> None:
         "Pin up why this rank goes; nothing where it has only lost another."
         with suppress(RuntimeError):
-            self.board.set(f"word/{self.at}", "" if isinstance(error, RankLost) else f"!{error}")
-            self.board.get(f"word/{self.at}")  # now it hangs there, and the others may be let go
+            self.board.set(
+                f"word/{self.at}", "" if isinstance(error, RankLost) else f"!{error}"
+            )
+            # now it hangs there, and the others may be let go
+            self.board.get(f"word/{self.at}")
 
     def said_before(self, error: BaseException) -> bool:
-        "Whether a rank of a smaller number goes for the same reason; waits until all of them have to go."
+        """Whether a rank of a smaller number goes for the same reason; waits until all
+        of them have to go."""
         with suppress(RuntimeError):
-            return any(self.board.get(f"word/{o}").decode() == f"!{error}" for o in range(self.at))
+            return any(
+                self.board.get(f"word/{o}").decode() == f"!{error}"
+                for o in range(self.at)
+            )
         return False
 
     def reasons(self) -> list[str]:
-        "Where the ranks that go for a reason of their own will note that they have said it."
+        """Where the ranks that go for a reason of their own will note that they have
+        said it."""
         with suppress(RuntimeError):
             words = {f"said/{o}": f"word/{o}" for o in range(self.ranks)}
-            return [said for said, word in words.items() if self.board.check([word]) and self.board.get(word)]
+            return [
+                said
+                for said, word in words.items()
+                if self.board.check([word]) and self.board.get(word)
+            ]
         return []
 
 # %% ../nbs/13_ranks.ipynb #c022g
 def _settle() -> str:  # what ranks talk through
-    "Take a GPU, if there is one for this rank, and the threads that torchrun has left to it."
+    """Take a GPU, if there is one for this rank, and the threads that torchrun has left
+    to it."""
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(variable("LOCAL_RANK", 0, 10**6, "0") % torch.cuda.device_count())
+        torch.cuda.set_device(
+            variable("LOCAL_RANK", 0, 10**6, "0") % torch.cuda.device_count()
+        )
     threads = torch.get_num_threads()
     set_num_threads(threads)  # numba's, which would be all cores on every rank
     torch.set_num_threads(threads)  # numba has put them up, as it started its own
@@ -207,7 +245,9 @@ def joined(
     with _talking():
         store, at, ranks = next(dist.rendezvous("env://", timeout=patience))
         corner = _new_corner(store, at, ranks, patience.total_seconds())
-        dist.init_process_group(kind, store=corner, rank=at, world_size=ranks, timeout=patience)
+        dist.init_process_group(
+            kind, store=corner, rank=at, world_size=ranks, timeout=patience
+        )
     job = _Job(corner, at, ranks)
     try:
         yield
@@ -228,8 +268,13 @@ def is_said(
     "Whether another rank says why the job ends, so that this one need not."
     if _left is None:
         return False
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end this process while it waits
-    return bool(_left.reasons()) if isinstance(error, RankLost) else _left.said_before(error)
+    # torchrun may end this process while it waits
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return (
+        bool(_left.reasons())
+        if isinstance(error, RankLost)
+        else _left.said_before(error)
+    )
 
 # %% ../nbs/13_ranks.ipynb #c024b
 def last_word(
@@ -251,7 +296,9 @@ def all_reduce_sum(
     values = np.asarray(values)
     if world_size() == 1:
         return values
-    added = torch.from_numpy(np.array(values, np.float64 if values.dtype.kind == "f" else np.int64))
+    added = torch.from_numpy(
+        np.array(values, np.float64 if values.dtype.kind == "f" else np.int64)
+    )
     with _talking():
         dist.all_reduce(added)
     return added.numpy()
@@ -265,7 +312,9 @@ def all_gather(
     values = np.ascontiguousarray(values)
     if world_size() == 1:
         return [values]
-    lengths = all_reduce_sum(np.eye(1, world_size(), rank(), dtype=np.int64)[0] * len(values))
+    lengths = all_reduce_sum(
+        np.eye(1, world_size(), rank(), dtype=np.int64)[0] * len(values)
+    )
     width = values.dtype.itemsize * int(np.prod(values.shape[1:]))
     padded = torch.zeros(int(lengths.max()) * width, dtype=torch.uint8)
     padded.numpy()[: values.nbytes] = values.reshape(-1).view(np.uint8)
@@ -289,20 +338,29 @@ def gather_table(
     "The rows of all ranks, in the order of ranks."
     if world_size() == 1:
         return table
-    own_rows, sink = pa.Table.from_pandas(table, preserve_index=False), pa.BufferOutputStream()
+    own_rows = pa.Table.from_pandas(table, preserve_index=False)
+    sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, own_rows.schema) as writer:
         writer.write_table(own_rows)
     received = all_gather(np.frombuffer(sink.getvalue(), np.uint8), first_only)
     tables = [pa.ipc.open_stream(pa.py_buffer(sent)).read_all() for sent in received]
     filled = [rows for rows in tables if len(rows)] or tables[:1]
-    return pa.concat_tables(filled, promote_options="permissive").to_pandas() if tables else table
+    return (
+        pa.concat_tables(filled, promote_options="permissive").to_pandas()
+        if tables
+        else table
+    )
 
 # %% ../nbs/13_ranks.ipynb #w2
 def broadcast_table(
     table: pd.DataFrame,  # on rank 0
 ) -> pd.DataFrame:
     "Rank 0's table, on every rank."
-    return table if world_size() == 1 else gather_table(table if rank() == 0 else pd.DataFrame())
+    return (
+        table
+        if world_size() == 1
+        else gather_table(table if rank() == 0 else pd.DataFrame())
+    )
 
 # %% ../nbs/13_ranks.ipynb #w3
 def count_before(
@@ -332,7 +390,11 @@ def sum_in_place(
     if world_size() == 1:
         return
     for weight in weights:
-        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.contiguous()
+        weight.grad = (
+            torch.zeros_like(weight)
+            if weight.grad is None
+            else weight.grad.contiguous()
+        )
     with _talking():
         for sent in [dist.all_reduce(weight.grad, async_op=True) for weight in weights]:
             sent.wait()
@@ -350,7 +412,11 @@ def digest(
             continue
         sha.update(str(list(value.columns)).encode())
         for at in range(0, len(value), 2**20):
-            sha.update(pd.util.hash_pandas_object(value[at : at + 2**20], index=False).to_numpy().data)
+            sha.update(
+                pd.util.hash_pandas_object(value[at : at + 2**20], index=False)
+                .to_numpy()
+                .data
+            )
     return sha.hexdigest()
 
 # %% ../nbs/13_ranks.ipynb #c033b
@@ -364,7 +430,8 @@ def agree(
         for name in facts:
             if other[name] != first[name]:
                 raise InputError(
-                    f"ranks 0 and {at} differ in their {name}; give all ranks the same files and settings"
+                    f"ranks 0 and {at} differ in their {name}; give all ranks "
+                    "the same files and settings"
                 )
 
 # %% ../nbs/13_ranks.ipynb #c036
@@ -374,14 +441,17 @@ def run_script(
     ranks: int = 2,
     restarts: int = 0,  # how often to start all ranks again if one ends with an error
 ) -> str:  # what was printed
-    "Run a script on several ranks of this machine; raises `RuntimeError` with what it said, if it fails."
+    """Run a script on several ranks of this machine; raises `RuntimeError` with what it
+    said, if it fails."""
     (Path(folder) / "job.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "job.py"]
     home = Path(__file__).parents[1] if "__file__" in globals() else Path.cwd().parent
     path = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
     threads = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=os.environ | threads, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | threads, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout

@@ -29,8 +29,15 @@ from .tables import from_cells, read_csv
 from .titles import YEAR, find_movies, movie_id, split_year
 
 # %% ../nbs/12e_rating_files.ipynb #e05
-RATING_COLUMNS = {o.replace("_", ""): o for o in ("user_id", "item_id", "title", "year", "rating")}
-RATING_COLUMNS |= {"movieid": "item_id", "name": "title", "releaseyear": "year", "yourrating": "rating"}
+RATING_COLUMNS = {
+    o.replace("_", ""): o for o in ("user_id", "item_id", "title", "year", "rating")
+}
+RATING_COLUMNS |= {
+    "movieid": "item_id",
+    "name": "title",
+    "releaseyear": "year",
+    "yourrating": "rating",
+}
 
 
 def column_name(name: Any) -> str:
@@ -44,7 +51,10 @@ def separator(
     "The separator that gives most of the columns we know."
     known = set(RATING_COLUMNS.values())
     return max(
-        ",;\t", key=lambda sep: len(known & {column_name(name.strip('" ')) for name in header.split(sep)})
+        ",;\t",
+        key=lambda sep: len(
+            known & {column_name(name.strip('" ')) for name in header.split(sep)}
+        ),
     )
 
 # %% ../nbs/12e_rating_files.ipynb #e11
@@ -53,7 +63,8 @@ def _text(raw: bytes, notes: list[str]) -> str:
     encoding, errors = find_encoding([raw])
     if (encoding, errors) != ("utf-8", "strict"):
         notes.append(
-            f"note: read as {encoding}" + ", with letters that are none of it" * (errors != "strict")
+            f"note: read as {encoding}"
+            + ", with letters that are none of it" * (errors != "strict")
         )
     return raw.decode(encoding, errors).removeprefix("\ufeff")
 
@@ -62,13 +73,17 @@ def _cells(path: str | Path, notes: list[str]) -> pd.DataFrame:  # indexed by ro
     "All cells of a file, under the names that its header gives."
     (file,) = table_files(path).values() or [None]
     if file is None or not Path(path).expanduser().is_file():
-        raise InputError(f"{path} cannot be read: it is no file; save what comes from elsewhere in one")
+        raise InputError(
+            f"{path} cannot be read: it is no file; save what comes from "
+            "elsewhere in one"
+        )
     with reading(path), file.open() as opened:
         raw, first = opened.read(), 1
         if raw[:4] == b"PAR1":
             check_parquet(io.BytesIO(raw), path)
             given = pd.read_parquet(io.BytesIO(raw))
-            given = given.reset_index(drop=given.index.names == [None])  # a named index is a column
+            # a named index is a column
+            given = given.reset_index(drop=given.index.names == [None])
         elif raw.lstrip()[:1] in (b"{", b"["):
             given = pd.concat(json_blocks(io.BytesIO(raw)), ignore_index=True)
         else:
@@ -77,7 +92,12 @@ def _cells(path: str | Path, notes: list[str]) -> pd.DataFrame:  # indexed by ro
             names = pd.read_csv(io.StringIO(text), sep=sep, nrows=0).columns
             lines: dict[str, Any] = {"sep": sep, "skip_blank_lines": False}
             given = from_cells(
-                read_csv(io.StringIO(text), {name: name for name in names}, str(path), **lines)
+                read_csv(
+                    io.StringIO(text),
+                    {name: name for name in names},
+                    str(path),
+                    **lines,
+                )
             )
             first = 2
     return given.set_axis(range(first, first + len(given)), axis=0)
@@ -85,7 +105,9 @@ def _cells(path: str | Path, notes: list[str]) -> pd.DataFrame:  # indexed by ro
 # %% ../nbs/12e_rating_files.ipynb #e14
 def rating_rows(
     path: str | Path,  # .csv with any of , ; and tab between cells, or .parquet
-) -> tuple[pd.DataFrame, list[str]]:  # columns among RATING_COLUMNS, indexed by row; remarks
+) -> tuple[
+    pd.DataFrame, list[str]
+]:  # columns among RATING_COLUMNS, indexed by row; remarks
     "A file of ratings as it is, ids and titles as text."
     notes: list[str] = []
     given = _cells(path, notes)
@@ -94,7 +116,11 @@ def rating_rows(
     twice = [name for name in known if found.count(name) > 1]
     user = [name for name in found if "user" in name.casefold() and name != "user_id"]
     if "rating" not in found or not {"item_id", "title"} & set(found) or twice or user:
-        fault = f"has {twice[0]} twice" if twice else "needs the columns rating, and title or item_id"
+        fault = (
+            f"has {twice[0]} twice"
+            if twice
+            else "needs the columns rating, and title or item_id"
+        )
         raise InputError(
             f"{path} {fault}, and user_id if it is of several people; "
             f"found: {printable(', '.join(found))[:200]}"
@@ -107,7 +133,10 @@ def rating_rows(
     if not len(rows):
         raise InputError(f"{path} holds no ratings")
     others = (name for name in found if name not in rows.columns)
-    return rows, [*notes, *(f"left out: the column {printable(name)[:60]}" for name in others)]
+    return rows, [
+        *notes,
+        *(f"left out: the column {printable(name)[:60]}" for name in others),
+    ]
 
 # %% ../nbs/12e_rating_files.ipynb #e17
 def cut(text: str, width: int) -> str:
@@ -142,16 +171,26 @@ def known_kind(
     text: str,  # as typed, or as in a file
     known: pd.Index,
 ) -> int | str | None:
-    "An id of the kind of those known, whole number or text; None where it cannot be one."
-    return text if text in known else id_like(text.strip(), known) if text.strip() else None
+    """An id of the kind of those known, whole number or text; None where it cannot be
+    one."""
+    return (
+        text
+        if text in known
+        else id_like(text.strip(), known)
+        if text.strip()
+        else None
+    )
 
 # %% ../nbs/12e_rating_files.ipynb #e25
 def ids_in(
     column: pd.Series,  # text, indexed by row number
     known: pd.Index,
 ) -> pd.Series:
-    "Ids of the kind of those known; raises `InputError` naming the rows where they cannot be."
-    ids = column.map({text: known_kind(text, known) for text in column.dropna().unique()})
+    """Ids of the kind of those known; raises `InputError` naming the rows where they
+    cannot be."""
+    ids = column.map(
+        {text: known_kind(text, known) for text in column.dropna().unique()}
+    )
     whole = known.dtype.kind == "i"
     if ids.isna().any():
         kind = "whole numbers" if whole else "text"
@@ -161,8 +200,13 @@ def ids_in(
 
 # %% ../nbs/12e_rating_files.ipynb #e27
 def stars_in(column: pd.Series) -> pd.Series:
-    "Ratings as numbers, `4,5` among them; raises `InputError` naming the rows with anything else."
-    stars = as_numbers(column.map(lambda cell: cell.replace(",", ".") if isinstance(cell, str) else cell))
+    """Ratings as numbers, `4,5` among them; raises `InputError` naming the rows with
+    anything else."""
+    stars = as_numbers(
+        column.map(
+            lambda cell: cell.replace(",", ".") if isinstance(cell, str) else cell
+        )
+    )
     if stars.isna().any():
         raise refuse("a rating must be a number", quoted(column[stars.isna()]))
     return stars
@@ -172,16 +216,32 @@ def with_years(
     titles: pd.Series,  # indexed by row number
     years: pd.Series,  # as in the file
 ) -> pd.Series:  # titles as a person writes them, with the year behind
-    "Titles and years of two columns in one; raises `InputError` naming the rows where they do not fit."
-    year = {row: whole_number(text) for row, text in years.dropna().items() if text.strip()}
+    """Titles and years of two columns in one; raises `InputError` naming the rows where
+    they do not fit."""
+    year = {
+        row: whole_number(text) for row, text in years.dropna().items() if text.strip()
+    }
     if odd := [row for row, number in year.items() if not YEAR.fullmatch(str(number))]:
-        raise refuse("a year must be a number of four digits", quoted(years[years.index.isin(odd)]))
-    written = {row: title for row, title in titles.items() if row in year and isinstance(title, str)}
+        raise refuse(
+            "a year must be a number of four digits",
+            quoted(years[years.index.isin(odd)]),
+        )
+    written = {
+        row: title
+        for row, title in titles.items()
+        if row in year and isinstance(title, str)
+    }
     within = {row: split_year(title)[1] for row, title in written.items()}
-    if other := [row for row, number in within.items() if number not in (None, year[row])]:
+    if other := [
+        row for row, number in within.items() if number not in (None, year[row])
+    ]:
         both = (titles + ", " + years)[years.index.isin(other)]
         raise refuse("title and year tell of different years", quoted(both))
-    more = {row: f"{title} ({year[row]})" for row, title in written.items() if within[row] is None}
+    more = {
+        row: f"{title} ({year[row]})"
+        for row, title in written.items()
+        if within[row] is None
+    }
     return pd.Series({**titles, **more}, dtype=object)
 
 # %% ../nbs/12e_rating_files.ipynb #e33
@@ -193,7 +253,11 @@ def movie_name(title: Any, year: Any) -> str:
 def _nearest(movies: pd.DataFrame, title: str) -> str:
     "A title, and the movies it may mean."
     found = find_movies(movies, title, 2) if title.strip() else pd.DataFrame()
-    found = found if len(found) or not title.strip() else find_movies(movies, split_year(title)[0], 2)
+    found = (
+        found
+        if len(found) or not title.strip()
+        else find_movies(movies, split_year(title)[0], 2)
+    )
     hints = [
         f"#{printable(movie.item_id)} {cut(movie_name(movie.title, movie.year), 40)}"
         for movie in found.itertuples()
@@ -206,9 +270,12 @@ def movies_in(
     column: pd.Series,  # titles, indexed by row number
     movies: pd.DataFrame,
 ) -> pd.Series:  # ids
-    "The movies that are meant; raises `InputError` naming the titles that are not clear."
+    """The movies that are meant; raises `InputError` naming the titles that are not
+    clear."""
     if "title" not in movies:
-        raise InputError("the items of this model have no titles; give the column item_id instead")
+        raise InputError(
+            "the items of this model have no titles; give the column item_id instead"
+        )
     titles, found, message = column.fillna("").drop_duplicates(), dict[str, Any](), ""
     for title in titles:
         try:
@@ -219,8 +286,14 @@ def movies_in(
     if len(doubts) == 1:
         raise refuse("a title is not clear", {doubts.index[0]: message})
     if len(doubts):
-        nearest = {row: _nearest(movies, str(title)) for row, title in doubts.head(ROWS).items()}
-        raise refuse("titles that are not clear; write # and an id instead", quoted(doubts) | nearest)
+        nearest = {
+            row: _nearest(movies, str(title))
+            for row, title in doubts.head(ROWS).items()
+        }
+        raise refuse(
+            "titles that are not clear; write # and an id instead",
+            quoted(doubts) | nearest,
+        )
     return column.map(found)
 
 # %% ../nbs/12e_rating_files.ipynb #e38
@@ -228,47 +301,83 @@ def free_id(known: pd.Index) -> int | str:
     "An id that nobody has, of the kind of those known."
     if known.dtype.kind == "i":
         return int(known.max()) + 1
-    return next(name for k in count(1) if (name := "new" if k == 1 else f"new-{k}") not in known)
+    return next(
+        name for k in count(1) if (name := "new" if k == 1 else f"new-{k}") not in known
+    )
 
 # %% ../nbs/12e_rating_files.ipynb #exp
 def _listed(films: pd.DataFrame, movies: pd.DataFrame) -> str:
     "The first of some films, and what each may be."
-    names = [movie_name(title, year) for title, year in films[["title", "year"]].itertuples(index=False)]
+    names = [
+        movie_name(title, year)
+        for title, year in films[["title", "year"]].itertuples(index=False)
+    ]
     shown = ", ".join(_nearest(movies, name) for name in names[:ROWS])
     return shown + (f", and {len(names) - ROWS:,} more" if len(names) > ROWS else "")
 
 
 def _ratings_of(
-    model: Any, service: Service, films: pd.DataFrame, dropped: dict[str, int], as_rated: bool
+    model: Any,
+    service: Service,
+    films: pd.DataFrame,
+    dropped: dict[str, int],
+    as_rated: bool,
 ) -> tuple[pd.DataFrame, list[str]]:
     "Ratings of an export in the ids of a model, and remarks."
-    movies, known, silent = model.data_.movies, model.data_.rating, model.data_.no_opinion
+    movies = model.data_.movies
+    known = model.data_.rating
+    silent = model.data_.no_opinion
     items = known_films(films, movies, dropped)
     strange, films, items = films[items.isna()], films[items.notna()], items.dropna()
-    listed = f"{len(strange):,} titles that this model does not know: {_listed(strange, movies)}"
+    listed = (
+        f"{len(strange):,} titles that this model does not know: "
+        f"{_listed(strange, movies)}"
+    )
     if not len(films):
         if not len(strange):
-            raise InputError("; ".join([f"{service.name}'s file holds nothing of use", *remarks(dropped)]))
-        raise InputError(f"of {service.name}'s titles this model knows none; left out: {listed}")
+            raise InputError(
+                "; ".join(
+                    [f"{service.name}'s file holds nothing of use", *remarks(dropped)]
+                )
+            )
+        raise InputError(
+            f"of {service.name}'s titles this model knows none; left out: {listed}"
+        )
     watched = films["rating"].isna()
     stars = stars_in(films["rating"][~watched])
-    stars = stars if as_rated else to_scale(stars, service, float(known.min()), float(known.max()), dropped)
+    stars = (
+        stars
+        if as_rated
+        else to_scale(stars, service, float(known.min()), float(known.max()), dropped)
+    )
     if silent is None:
-        dropped["titles watched and not rated; this model has no rating that says so"] = int(watched.sum())
+        dropped[
+            "titles watched and not rated; this model has no rating that says so"
+        ] = int(watched.sum())
     else:
-        dropped["note: titles watched and not rated, taken as seen"] = int(watched.sum())
+        dropped["note: titles watched and not rated, taken as seen"] = int(
+            watched.sum()
+        )
         stars = pd.concat([stars, pd.Series(float(silent), films.index[watched])])
     if not len(stars):
-        raise InputError(f"{service.name}'s file holds what was watched, and no ratings")
-    found = {"user_id": free_id(model.users_), "item_id": items[stars.index].infer_objects(), "rating": stars}
+        raise InputError(
+            f"{service.name}'s file holds what was watched, and no ratings"
+        )
+    found = {
+        "user_id": free_id(model.users_),
+        "item_id": items[stars.index].infer_objects(),
+        "rating": stars,
+    }
     ratings = check_ratings(pd.DataFrame(found), dropped)
     return ratings, [f"left out: {listed}"] * bool(len(strange)) + remarks(dropped)
 
 # %% ../nbs/12e_rating_files.ipynb #e41
 def ratings_for(
     model: Any,  # a `CorrectSmoothRecommender`
-    path: str | Path,  # as for `rating_rows`, or what Letterboxd or IMDb gave, a zip or a table
-    as_rated: bool = False,  # keep the ratings of an export as they are, whatever the model's scale
+    # as for `rating_rows`, or what Letterboxd or IMDb gave, a zip or a table
+    path: str | Path,
+    # keep the ratings of an export as they are, whatever the model's scale
+    as_rated: bool = False,
 ) -> tuple[pd.DataFrame, list[str]]:  # user_id, item_id, rating; remarks
     "Ratings of a file in the ids of a model, and what there is to remark about them."
     dropped = dict[str, int]()
@@ -281,7 +390,9 @@ def ratings_for(
         if len(strange := items[~items.isin(movies.index)]):
             raise refuse("items unknown to this model", quoted(strange))
     else:
-        titles = with_years(rows["title"], rows["year"]) if "year" in rows else rows["title"]
+        titles = (
+            with_years(rows["title"], rows["year"]) if "year" in rows else rows["title"]
+        )
         items = movies_in(titles, movies)
     who = ids_in(rows["user_id"], users) if "user_id" in rows else free_id(users)
     found = {"user_id": who, "item_id": items, "rating": stars_in(rows["rating"])}
@@ -289,6 +400,11 @@ def ratings_for(
     notes += remarks(dropped)
     known = model.data_.rating
     if ratings["rating"].min() < known.min() or ratings["rating"].max() > known.max():
-        low, high = (f"{stars:g}" for stars in (ratings["rating"].min(), ratings["rating"].max()))
-        notes.append(f"ratings from {low} to {high}, and the model knows {known.min():g} to {known.max():g}")
+        low, high = (
+            f"{stars:g}" for stars in (ratings["rating"].min(), ratings["rating"].max())
+        )
+        notes.append(
+            f"ratings from {low} to {high}, and the model knows {known.min():g} "
+            f"to {known.max():g}"
+        )
     return ratings, notes

@@ -34,27 +34,37 @@ from .train import targets
 from .watch import Watch, watched
 
 # %% ../nbs/07j_ready.ipynb #v06
-def only_seen(data: Dataset) -> sparse.csc_matrix | None:  # (n_items, n_users + 1), as labels are
-    "Items that users have seen and that nothing was learned from; None if there are none."
+def only_seen(
+    data: Dataset,
+) -> sparse.csc_matrix | None:  # (n_items, n_users + 1), as labels are
+    """Items that users have seen and that nothing was learned from; None if there are
+    none."""
     user, item = np.empty(0, np.int64), np.empty(0, np.int64)
     if data.hidden is not None:
-        user, item = data.hidden.user.astype(np.int64), data.hidden.item.astype(np.int64)
+        user = data.hidden.user.astype(np.int64)
+        item = data.hidden.item.astype(np.int64)
     if data.seen is not None:
         user = np.append(user, data.users.get_indexer(pd.Index(data.seen["user_id"])))
         item = np.append(item, data.items.get_indexer(pd.Index(data.seen["item_id"])))
     known = (user >= 0) & (user < len(data.users)) & (item >= 0)
     shape = len(data.items), len(data.users) + 1
-    return label_matrix(user[known], item[known], np.ones(known.sum()), shape) if known.any() else None
+    return (
+        label_matrix(user[known], item[known], np.ones(known.sum()), shape)
+        if known.any()
+        else None
+    )
 
 # %% ../nbs/07j_ready.ipynb #v08
 @dataclass(frozen=True, eq=False)
 class Ready:
-    "A fitted model and what its answers are made of; never changed, only replaced as a whole."
+    """A fitted model and what its answers are made of; never changed, only replaced as
+    a whole."""
 
     state: Fitted
     X: sparse.csr_matrix  # (n_items, n_features)
     scorer: Scorer  # behind the last user stands the mean of all, for strangers
-    seen: sparse.csc_matrix | None  # (n_items, n_users + 1) items seen that have no label
+    # (n_items, n_users + 1) items seen that have no label
+    seen: sparse.csc_matrix | None
 
     @cached_property
     def titles(self) -> Any:  # (n_items,) a pandas array
@@ -71,7 +81,9 @@ class Ready:
     @cached_property
     def popularity(self) -> np.ndarray:  # (n_items,)
         "How many users have rated each item."
-        return np.bincount(self.scorer.labels.indices, minlength=len(self.state.data.items))
+        return np.bincount(
+            self.scorer.labels.indices, minlength=len(self.state.data.items)
+        )
 
     @cached_property
     def scale(self) -> tuple[float, float]:
@@ -79,7 +91,8 @@ class Ready:
         return float(self.state.data.rating.min()), float(self.state.data.rating.max())
 
     def off_scale(self, ratings: np.ndarray) -> str:
-        "What to say of ratings beyond that by more than a step; empty if there are none."
+        """What to say of ratings beyond that by more than a step; empty if there are
+        none."""
         (low, high), step = self.scale, self.state.data.people.step
         apart = (ratings < low - step) | (ratings > high + step)
         if self.state.data.no_opinion is not None:
@@ -103,26 +116,33 @@ def newcomer_vectors(
     ready: Ready,
     Y: sparse.csc_matrix,  # (n_items, m) labels, or targets
 ) -> tuple[np.ndarray, np.ndarray]:  # U (m, k), b (m,)
-    "Vectors of people that training has not seen; the penalty is that of training, or nearly none."
+    """Vectors of people that training has not seen; the penalty is that of training, or
+    nearly none."""
     model = ready.scorer.model
     if model.head is not None:
         raise InputError(
-            "with a head a newcomer's vector is no convex problem; fold_in and recommend_for need head 'dot'"
+            "with a head a newcomer's vector is no convex problem; fold_in and "
+            "recommend_for need head 'dot'"
         )
     decay = max(ready.state.settings["training"].weight_decay, 0.1)
     mean = model.U[-1], float(model.b[-1])
     return fit_users(Y, model.H, model.c, mean, decay, len(ready.state.models))
 
 # %% ../nbs/07j_ready.ipynb #v28b
-def _rewatched(watch: Watch | None, theirs: Dataset, concerned: np.ndarray, n_users: int) -> Watch | None:
-    "Watch scores with the histories of some users renewed; nothing has to be solved for."
+def _rewatched(
+    watch: Watch | None, theirs: Dataset, concerned: np.ndarray, n_users: int
+) -> Watch | None:
+    """Watch scores with the histories of some users renewed; nothing has to be solved
+    for."""
     if watch is None:
         return None
     M = watched(theirs, watch.config.disliked)
     return replace(watch, M=with_labels(watch.M, M, concerned, n_users))
 
 
-def _with_users(ready: Ready, at: np.ndarray, Y: sparse.csc_matrix) -> list[ItemUserModel]:
+def _with_users(
+    ready: Ready, at: np.ndarray, Y: sparse.csc_matrix
+) -> list[ItemUserModel]:
     "The models with newcomers at these positions."
     (U, b), models = newcomer_vectors(ready, Y), ready.state.models
     shares = np.split(len(models) * U, len(models), axis=1)
@@ -131,10 +151,16 @@ def _with_users(ready: Ready, at: np.ndarray, Y: sparse.csc_matrix) -> list[Item
 
 def with_ratings(
     ready: Ready,
-    ratings: Any,  # user_id, item_id, rating and perhaps timestamp; of pandas, polars or Arrow
+    # user_id, item_id, rating and perhaps timestamp; of pandas, polars or Arrow
+    ratings: Any,
 ) -> Ready:
-    "The same model with new ratings, untrained: newcomers have a vector, and labels are up to date."
-    state, scorer, ratings = ready.state, ready.scorer, as_frame(ratings, "the new ratings")
+    """The same model with new ratings, untrained: newcomers have a vector, and labels
+    are up to date."""
+    state, scorer, ratings = (
+        ready.state,
+        ready.scorer,
+        as_frame(ratings, "the new ratings"),
+    )
     if scorer.model.head is not None:
         newcomer_vectors(ready, scorer.labels[:, :0])  # says why not
     data = add_ratings(state.data, ratings)
@@ -142,13 +168,19 @@ def with_ratings(
         return ready
     if odd := ready.off_scale(as_numbers(ratings["rating"]).to_numpy(np.float32)):
         warnings.warn(f"{odd}; they are taken as they are", stacklevel=3)
-    given = ids_like(ratings["user_id"], state.data.users, "user_id of the new ratings,")
+    given = ids_like(
+        ratings["user_id"], state.data.users, "user_id of the new ratings,"
+    )
     concerned = np.unique(data.users.get_indexer(pd.Index(given)))
     theirs = some_ratings(data, np.isin(data.user, concerned), concerned)
-    aims, shape = targets(theirs, state.settings["training"].target), (len(data.items), len(concerned))
+    aims = targets(theirs, state.settings["training"].target)
+    shape = (len(data.items), len(concerned))
     Y = label_matrix(theirs.user, theirs.item, aims, shape)
-    late = concerned >= state.trained  # people no training has seen, now or when they came
-    models = _with_users(ready, concerned[late], Y[:, late]) if late.any() else state.models
+    # people no training has seen, now or when they came
+    late = concerned >= state.trained
+    models = (
+        _with_users(ready, concerned[late], Y[:, late]) if late.any() else state.models
+    )
     model = grown(scorer.model, models, state.trained).with_mean_user(state.trained)
     labels = with_labels(scorer.labels, Y, concerned, len(data.users))
     watch = _rewatched(state.watch, theirs, concerned, len(data.users))
@@ -160,9 +192,13 @@ def with_ratings(
     )
 
 # %% ../nbs/07j_ready.ipynb #v30
-def nearest(H: np.ndarray, i: int, n: int) -> tuple[np.ndarray, np.ndarray]:  # positions, cosines
+def nearest(
+    H: np.ndarray, i: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:  # positions, cosines
     "The rows most like one row."
-    cosine = H @ H[i] / np.maximum(np.linalg.norm(H, axis=1) * np.linalg.norm(H[i]), 1e-9)
+    cosine = (
+        H @ H[i] / np.maximum(np.linalg.norm(H, axis=1) * np.linalg.norm(H[i]), 1e-9)
+    )
     cosine[i] = -np.inf
     found = np.argsort(-cosine, kind="stable")[: min(n, len(H) - 1)]
     return found, cosine[found]
@@ -173,21 +209,30 @@ def users_like(
     user: Any,  # id of a known user
     n: int,
 ) -> pd.DataFrame:  # user_id, similarity; nearest first
-    "The users whose vectors are most like one user's; raises `InputError` for an unknown one."
+    """The users whose vectors are most like one user's; raises `InputError` for an
+    unknown one."""
     check_number("n", n, 1, whole=True)
     users = ready.state.data.users
-    found, cosine = nearest(ready.scorer.model.U[:-1], int(positions([user], users, "user")[0]), n)
+    found, cosine = nearest(
+        ready.scorer.model.U[:-1], int(positions([user], users, "user")[0]), n
+    )
     return pd.DataFrame({"user_id": users[found], "similarity": cosine})
 
 # %% ../nbs/07j_ready.ipynb #v19
 def as_list(ids: Any, name: str) -> list[Any] | np.ndarray:
-    "Ids as a list, or as the array they are; raises `InputError` for a single one, or a table."
+    """Ids as a list, or as the array they are; raises `InputError` for a single one, or
+    a table."""
     given = np.asarray(ids) if hasattr(ids, "__array__") else ids
     shape = getattr(given, "shape", (1,))
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not shape:
-        raise InputError(f"{name} must be a list of ids, got {ids!r}; for a single one write [{ids!r}]")
+        raise InputError(
+            f"{name} must be a list of ids, got {ids!r}; for a single one write "
+            f"[{ids!r}]"
+        )
     if len(shape) > 1:
-        raise InputError(f"{name} must be a list of ids, got {type(ids).__name__} of shape {shape}")
+        raise InputError(
+            f"{name} must be a list of ids, got {type(ids).__name__} of shape {shape}"
+        )
     return given if isinstance(given, np.ndarray) else list(given)
 
 # %% ../nbs/07j_ready.ipynb #v33
@@ -195,40 +240,53 @@ def _without(data: Dataset, gone: pd.Index) -> Dataset:
     "A data set without some users, held-out and seen items included."
     stays = ~data.users.isin(gone)
     kept = some_ratings(data, stays[data.user], np.flatnonzero(stays))
-    seen = None if data.seen is None else data.seen[~data.seen["user_id"].isin(gone)].reset_index(drop=True)
+    seen = (
+        None
+        if data.seen is None
+        else data.seen[~data.seen["user_id"].isin(gone)].reset_index(drop=True)
+    )
     hidden = None if data.hidden is None else _without(data.hidden, gone)
-    return replace(kept, seen=seen if seen is not None and len(seen) else None, hidden=hidden)
+    return replace(
+        kept, seen=seen if seen is not None and len(seen) else None, hidden=hidden
+    )
 
 
 def forgotten(
     state: Fitted,
     users: np.ndarray,  # positions
 ) -> Fitted:
-    "A model without some users; raises `InputError` if nobody would be left of those it was trained with."
+    """A model without some users; raises `InputError` if nobody would be left of those
+    it was trained with."""
     kept = np.setdiff1d(np.arange(len(state.data.users)), users)
     if not (trained := int((kept < state.trained).sum())):
         raise InputError(
-            "this would forget everybody that the model was trained with; delete the model instead"
+            "this would forget everybody that the model was trained with; delete "
+            "the model instead"
         )
     watch = state.watch
     if watch is not None:
         watch = replace(watch, M=watch.M[:, np.append(kept, watch.M.shape[1] - 1)])
-    data, models = (
-        _without(state.data, state.data.users[users]),
-        [stacked([one], kept) for one in state.models],
-    )
+    data = _without(state.data, state.data.users[users])
+    models = [stacked([one], kept) for one in state.models]
     return replace(state, data=data, models=models, watch=watch, trained=trained)
 
 # %% ../nbs/07j_ready.ipynb #v33c
 def without_users(ready: Ready, user_ids: Any) -> Ready:
     "The same model without some users; raises `InputError` for one it does not know."
-    at = np.unique(positions(as_list(user_ids, "user_ids"), ready.state.data.users, "user"))
+    at = np.unique(
+        positions(as_list(user_ids, "user_ids"), ready.state.data.users, "user")
+    )
     state, scorer = forgotten(ready.state, at), ready.scorer
     kept = np.setdiff1d(np.arange(len(ready.state.data.users)), at)
-    model = scorer.model.map_users(lambda rows: rows[kept]).with_mean_user(state.trained)
+    model = scorer.model.map_users(lambda rows: rows[kept]).with_mean_user(
+        state.trained
+    )
     labels = scorer.labels[:, np.append(kept, scorer.labels.shape[1] - 1)]
     return replace(
-        ready, state=state, scorer=replace(scorer, model=model, labels=labels), seen=only_seen(state.data)
+        ready,
+        state=state,
+        scorer=replace(scorer, model=model, labels=labels),
+        seen=only_seen(state.data),
     )
 
 
@@ -236,7 +294,8 @@ def forget_saved(
     folder: str | Path,  # of a saved model, which is replaced as a whole
     user_ids: Any,
 ) -> None:
-    "Take users out of a saved model; raises `InputError` for one it does not know, and changes nothing then."
+    """Take users out of a saved model; raises `InputError` for one it does not know,
+    and changes nothing then."""
     state = read_model(folder)
     at = np.unique(positions(as_list(user_ids, "user_ids"), state.data.users, "user"))
     write_model(folder, forgotten(state, at))

@@ -26,7 +26,13 @@ from sklearn.exceptions import NotFittedError
 
 from .audience import AudienceConfig, audience, with_audience
 from .checks import InputError, check_choice, check_number, generator
-from .correct_smooth import CorrectAndSmooth, Operators, Refinement, Scorer, label_matrix
+from correct_smooth.correct_smooth import (
+    CorrectAndSmooth,
+    Operators,
+    Refinement,
+    Scorer,
+    label_matrix,
+)
 from .data import MovieData, check_liked
 from correct_smooth.dataset import (
     LABEL_RULES,
@@ -46,7 +52,14 @@ from correct_smooth.dataset import (
 from .edges import both_ways, given_graph
 from .evaluate import Evaluation, evaluation, user_table
 from .features import BLOCKS, ORIGINAL_BLOCKS, MovieFeatures
-from .graph import GraphConfig, check_graph, item_graph, link_items, neighbours, normalise
+from correct_smooth.graph import (
+    GraphConfig,
+    check_graph,
+    item_graph,
+    link_items,
+    neighbours,
+    normalise,
+)
 from .ids import positions
 from correct_smooth.model import (
     Embeddings,
@@ -64,7 +77,14 @@ from .tables import write_rows
 from .tracking import check_callbacks
 from .one_user import user_column
 from .topn import Order, Ranking, list_array, top_blocks, top_n
-from .train import Callback, TrainConfig, Trained, check_device, targets, train
+from correct_smooth.train import (
+    Callback,
+    TrainConfig,
+    Trained,
+    check_device,
+    targets,
+    train,
+)
 from correct_smooth.tuning import (
     Grid,
     ListGrid,
@@ -99,20 +119,26 @@ from .visitors import ListConfig, list_for, lists_of, reasons, visitor
 
 # %% ../nbs/07_recommender.ipynb #r03a
 def meant(name: str, known: Iterable[str]) -> str:
-    "Which settings somebody may have meant by a name, for a message; empty if none is near."
+    """Which settings somebody may have meant by a name, for a message; empty if none is
+    near."""
     last: dict[str, list[str]] = {}
     for full in known:
         last.setdefault(full.rpartition("__")[2], []).append(full)
-    near = get_close_matches(name.rpartition("__")[2], last, n=2, cutoff=0.75)  # the same name comes first
+    # the same name comes first
+    near = get_close_matches(name.rpartition("__")[2], last, n=2, cutoff=0.75)
     found = [full for short in near for full in last[short]][:3]
     return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 # %% ../nbs/07_recommender.ipynb #r04
 def with_setting(stage: Any, name: str, value: Any) -> Any:
-    "The same stage with one setting changed; raises `InputError` if there is none of that name."
+    """The same stage with one setting changed; raises `InputError` if there is none of
+    that name."""
     known = stage_settings(stage)
     if not name or name not in known:
-        raise InputError(f"there is no setting {name!r}{meant(name, known)}; there are {', '.join(known)}")
+        raise InputError(
+            f"there is no setting {name!r}{meant(name, known)}; there are "
+            f"{', '.join(known)}"
+        )
     return type(stage)(**{**known, name: value})
 
 # %% ../nbs/07_recommender.ipynb #r10
@@ -120,8 +146,8 @@ def check_opinions(people: Population, n_ratings: int) -> None:
     "Raise `InputError` if all ratings are the same."
     if people.step == 0 and n_ratings > 1:
         raise InputError(
-            f"all ratings are {people.mean:g}: views or purchases, which do not say what was liked; "
-            "bring ratings of at least two values"
+            f"all ratings are {people.mean:g}: views or purchases, which do not say "
+            "what was liked; bring ratings of at least two values"
         )
 
 
@@ -142,7 +168,8 @@ def check_judgeable(n: int) -> None:
 
 # %% ../nbs/07_recommender.ipynb #y1
 def _placed(held: Dataset, items: pd.Index) -> np.ndarray:
-    "Positions of rated items in another catalogue; raises `InputError` for one that is not in it."
+    """Positions of rated items in another catalogue; raises `InputError` for one that
+    is not in it."""
     if held.items is items or held.items.equals(items):
         return held.item
     place = items.get_indexer(held.items)
@@ -156,34 +183,49 @@ def _judged_like(held: Dataset, data: Dataset) -> Dataset:
     usual = data.people.mean if data.fixed is None else data.fixed
     line = data.thresholds.reindex(held.users, fill_value=usual)
     y = is_liked(held.rating, line.to_numpy()[held.user]).astype(np.float32)
-    return replace(held, y=y, thresholds=line, population=data.people, liked=data.liked, fixed=data.fixed)
+    return replace(
+        held,
+        y=y,
+        thresholds=line,
+        population=data.people,
+        liked=data.liked,
+        fixed=data.fixed,
+    )
 
 # %% ../nbs/07_recommender.ipynb #y4
-DIVERSITY_USERS = 1_000  # at most so many users' top tens are looked at for `Evaluation.diversity`
+# at most so many users' top tens are looked at for `Evaluation.diversity`
+DIVERSITY_USERS = 1_000
 
 
 def sample_of_users(users: pd.Series, seed: int) -> np.ndarray:
     "Users whose lists are looked at."
-    return np.sort(generator(seed).permutation(users.to_numpy(copy=True))[:DIVERSITY_USERS])
+    return np.sort(
+        generator(seed).permutation(users.to_numpy(copy=True))[:DIVERSITY_USERS]
+    )
 
 # %% ../nbs/07_recommender.ipynb #x4
 @dataclass(frozen=True, eq=False)
 class Tuning:
     "All that was tried, judged on validation ratings."
 
-    models: pd.DataFrame  # a row a model: settings, roc_auc of its base scores, difference to the first, se
+    # a row a model: settings, roc_auc of its base scores, difference to the first, se
+    models: pd.DataFrame
     refinements: pd.DataFrame  # as `tuning.judge` has them, on the best of them
-    watch: pd.DataFrame | None = None  # as `tuning.judge_lists` has them; None: there are no watch scores
+    # as `tuning.judge_lists` has them; None: there are no watch scores
+    watch: pd.DataFrame | None = None
 
 
-def _trial(recommender: "CorrectSmoothRecommender", settings: Any) -> "CorrectSmoothRecommender":
+def _trial(
+    recommender: "CorrectSmoothRecommender", settings: Any
+) -> "CorrectSmoothRecommender":
     "An unfitted recommender with some settings of its model changed."
     if not isinstance(settings, dict):
         raise InputError(f"a model to try is a dict of settings, got {settings!r}")
     for name in settings:
         if name.partition("__")[0] in ("graph", "refinement", "watch"):
             raise InputError(
-                f"{name} is no setting of the model; tune tries `graphs`, refinements by `grid`, `lists`"
+                f"{name} is no setting of the model; tune tries `graphs`, "
+                "refinements by `grid`, `lists`"
             )
     return clone(recommender).set_params(watch=None, **settings)
 
@@ -196,7 +238,10 @@ def _judgeable(auc: np.ndarray) -> np.ndarray:
 def _compared(auc: np.ndarray, models: Sequence[dict[str, Any]]) -> pd.DataFrame:
     "Base scores of several models, by each user's ROC AUC, (n_models, n_users)."
     more = auc - auc[0]
-    names = [", ".join(f"{k}={v}" for k, v in settings.items()) or "as set" for settings in models]
+    names = [
+        ", ".join(f"{k}={v}" for k, v in settings.items()) or "as set"
+        for settings in models
+    ]
     found = {"roc_auc": auc.mean(axis=1), "difference": more.mean(axis=1)}
     return pd.DataFrame({"settings": names, **found, "se": pd.DataFrame(more.T).sem()})
 
@@ -204,7 +249,8 @@ def _compared(auc: np.ndarray, models: Sequence[dict[str, Any]]) -> pd.DataFrame
 Similarity = Literal["graph", "embedding"]
 SIMILARITIES = get_args(Similarity)
 _STAGES: dict[str, type] = {
-    "features": MovieFeatures, "graph": GraphConfig, "model": ModelConfig, "training": TrainConfig,
+    "features": MovieFeatures, "graph": GraphConfig, "model": ModelConfig,
+    "training": TrainConfig,
     "refinement": Refinement, "audience": AudienceConfig, "watch": WatchConfig,
 }  # fmt: skip
 
@@ -217,7 +263,8 @@ def _check_stage(name: str, value: Any) -> None:
 
 
 class CorrectSmoothRecommender(BaseEstimator):
-    "Global item encoder and user embeddings, corrected and smoothed for each user over an item graph."
+    """Global item encoder and user embeddings, corrected and smoothed for each user
+    over an item graph."""
 
     ready_: Ready  # all that was learned, and what answers are made of
 
@@ -229,14 +276,18 @@ class CorrectSmoothRecommender(BaseEstimator):
         training: TrainConfig = TrainConfig(),
         refinement: Refinement = CorrectAndSmooth(),
         audience: AudienceConfig = AudienceConfig(),
-        watch: WatchConfig | None = WatchConfig(),  # None: no watch scores; lists are ordered by liking
+        # None: no watch scores; lists are ordered by liking
+        watch: WatchConfig | None = WatchConfig(),
         labels: Literal[
             "train", "all"
-        ] = "train",  # whose ratings set each user's standard in a run: train, or all (leaks)
+            # whose ratings set each user's standard in a run: train, or all (leaks)
+        ] = "train",
         liked: float
         | Literal["mean"]
-        | None = None,  # a rating, such as 4, or mean (each user's); None: as the data say
-        validation: float = 0.1,  # share of training ratings to stop by; 0 trains for all epochs at once
+        # a rating, such as 4, or mean (each user's); None: as the data say
+        | None = None,
+        # share of training ratings to stop by; 0 trains for all epochs at once
+        validation: float = 0.1,
         ensemble: int = 3,  # models to train, from as many seeds, and average
         seed: int = 0,
         progress: bool = True,  # show bars
@@ -251,7 +302,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         "Settings by name; nested ones as stage__setting."
         params = super().get_params(deep=False)
         inner = {
-            f"{name}__{k}": v for name, stage in params.items() for k, v in stage_settings(stage).items()
+            f"{name}__{k}": v
+            for name, stage in params.items()
+            for k, v in stage_settings(stage).items()
         }
         return {**params, **inner} if deep else params
 
@@ -262,9 +315,14 @@ class CorrectSmoothRecommender(BaseEstimator):
             stage, nested, inner = name.partition("__")
             if stage not in known:
                 near = meant(name, self.get_params())
-                raise InputError(f"there is no setting {stage!r}{near}; there are {', '.join(known)}")
+                raise InputError(
+                    f"there is no setting {stage!r}{near}; there are {', '.join(known)}"
+                )
             if nested and known[stage] is None:
-                raise InputError(f"{stage} is None and has no setting {inner!r}; set {stage} itself first")
+                raise InputError(
+                    f"{stage} is None and has no setting {inner!r}; set {stage} "
+                    "itself first"
+                )
             if (
                 nested
                 and inner not in stage_settings(known[stage])
@@ -341,10 +399,14 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def fit(
         self,
-        data: MovieData | Dataset,  # movies and training ratings, with their thresholds if they were split
-        edges: Any = None,  # your graph instead of one from content, as for `given_graph`
-        callbacks: Sequence[Callback] = (),  # such as a `Checkpoint`, for each of the trainings
-        features: Any = None,  # of your own, in place of the data's: a DataFrame by item id, or (ids, matrix)
+        # movies and training ratings, with their thresholds if they were split
+        data: MovieData | Dataset,
+        # your graph instead of one from content, as for `given_graph`
+        edges: Any = None,
+        # such as a `Checkpoint`, for each of the trainings
+        callbacks: Sequence[Callback] = (),
+        # of your own, in place of the data's: a DataFrame by item id, or (ids, matrix)
+        features: Any = None,
     ) -> Self:
         "Learn from items and ratings."
         self._check()  # refused now rather than after the features
@@ -357,24 +419,38 @@ class CorrectSmoothRecommender(BaseEstimator):
         X = learned.transform(data.movies, data.vectors)
         if learned.empty_:
             rare = f"with no word or name that {learned.min_count} items share"
-            dropped[f"note: blocks of features {rare} ({', '.join(learned.empty_)})"] = len(learned.empty_)
+            dropped[
+                f"note: blocks of features {rare} ({', '.join(learned.empty_)})"
+            ] = len(learned.empty_)
         given = None if edges is None else given_graph(edges, data.items, dropped)
-        graph = partial(self._graph, X, learned.blocks_, self.graph, given=given, dropped=dropped)
+        graph = partial(
+            self._graph, X, learned.blocks_, self.graph, given=given, dropped=dropped
+        )
         A = graph(data)
         block = self._audience(data)
         stopped, final = self._train_all(X, block, data, A, graph, callbacks)
         self.history_ = stopped.history
-        self.dropped_ = {reason: n for reason, n in dropped.items() if n}  # edges left out, and why
-        models, epochs, trained = [one.model for one in final], final[0].epochs, len(data.users)
-        settings = self.get_params(deep=False)  # what `save` writes, whatever is set later
+        # edges left out, and why
+        self.dropped_ = {reason: n for reason, n in dropped.items() if n}
+        models = [one.model for one in final]
+        epochs = final[0].epochs
+        trained = len(data.users)
+        # what `save` writes, whatever is set later
+        settings = self.get_params(deep=False)
         watch = None
         if self.watch is not None:
             watch = self._watch(data, content_neighbours(X, self.watch.k), self.watch)
         own = given is not None
-        return self._keep(Fitted(data, learned, A, models, settings, epochs, trained, own, block, watch), X)
+        return self._keep(
+            Fitted(
+                data, learned, A, models, settings, epochs, trained, own, block, watch
+            ),
+            X,
+        )
 
     def _dataset(self, data: MovieData | Dataset) -> Dataset:
-        "Training ratings by position, with a standard for each user, by which the model will judge."
+        """Training ratings by position, with a standard for each user, by which the
+        model will judge."""
         numbered = index_ratings(data)
         if not len(numbered):
             raise InputError("there are no ratings to learn from")
@@ -386,7 +462,9 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def _population(self, pairs: Interactions) -> Population:
         "How everybody rates, by these ratings."
-        return population(rating_sums(pairs.user, pairs.rating), rating_step(pairs.rating))
+        return population(
+            rating_sums(pairs.user, pairs.rating), rating_step(pairs.rating)
+        )
 
     def _graph(
         self,
@@ -406,7 +484,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         "Who rated each movie, by these ratings."
         return audience(pairs, self.audience)
 
-    def _watch(self, pairs: Interactions, S: sparse.csr_matrix, config: WatchConfig) -> Watch:
+    def _watch(
+        self, pairs: Interactions, S: sparse.csr_matrix, config: WatchConfig
+    ) -> Watch:
         "Watch scores, by these ratings."
         return fit_watch(pairs, S, config)
 
@@ -427,10 +507,19 @@ class CorrectSmoothRecommender(BaseEstimator):
         return split(data, hidden, liked=liked, people=self._population(known))
 
     def _train(
-        self, X: sparse.csr_matrix, pairs: Interactions, valid: Interactions | None = None, **how: Any
+        self,
+        X: sparse.csr_matrix,
+        pairs: Interactions,
+        valid: Interactions | None = None,
+        **how: Any,
     ) -> Trained:
         "One training; what is not said is as set."
-        how = {"model_config": self.model, "config": self.training, "progress": self.progress, **how}
+        how = {
+            "model_config": self.model,
+            "config": self.training,
+            "progress": self.progress,
+            **how,
+        }
         return train(X, pairs, valid, **how, audience=self.audience)
 
     def _train_all(
@@ -439,54 +528,78 @@ class CorrectSmoothRecommender(BaseEstimator):
         block: np.ndarray,  # (n_items, axes) who rated each movie
         data: Dataset,
         A: sparse.csr_matrix,
-        graph: Callable[[Dataset], sparse.csr_matrix],  # the graph that some ratings give
+        # the graph that some ratings give
+        graph: Callable[[Dataset], sparse.csr_matrix],
         callbacks: Sequence[Callback],
     ) -> tuple[Trained, list[Trained]]:
-        "The run that was watched, and the final ones, on all ratings for as many epochs."
+        """The run that was watched, and the final ones, on all ratings for as many
+        epochs."""
         linked, watched = self.model.uses_graph, None
         hidden = self._hidden(data, self.validation) if self.validation else None
         if hidden is not None:
             kept, held = self._split(data, hidden)
             S = normalise(graph(kept)) if linked else None
             seen_by = with_audience(X, self._audience(kept))
-            watched = self._train(seen_by, kept, held, seed=self.seed, S=S, callbacks=callbacks)
-        stop, S = None if watched is None else watched.epochs, normalise(A) if linked else None
+            watched = self._train(
+                seen_by, kept, held, seed=self.seed, S=S, callbacks=callbacks
+            )
+        stop = None if watched is None else watched.epochs
+        S = normalise(A) if linked else None
         seeds, X = range(self.seed, self.seed + self.ensemble), with_audience(X, block)
-        final = [self._train(X, data, seed=seed, S=S, stop=stop, callbacks=callbacks) for seed in seeds]
+        final = [
+            self._train(X, data, seed=seed, S=S, stop=stop, callbacks=callbacks)
+            for seed in seeds
+        ]
         return watched or final[0], final
 
     def _keep(self, state: Fitted, X: sparse.csr_matrix) -> Self:
-        "Set out what scoring needs; behind the known users stands the mean user, for strangers."
+        """Set out what scoring needs; behind the known users stands the mean user, for
+        strangers."""
         data, refinement = state.data, state.settings["refinement"]
         aims = targets(data, state.settings["training"].target)
-        labels = label_matrix(data.user, data.item, aims, (len(data.items), len(data.users) + 1))
-        model, graph = self._average(state, with_audience(X, state.audience)), Operators(state.A)
-        self.ready_ = Ready(state, X, Scorer(model, labels, graph, refinement), only_seen(data))
+        labels = label_matrix(
+            data.user, data.item, aims, (len(data.items), len(data.users) + 1)
+        )
+        model = self._average(state, with_audience(X, state.audience))
+        graph = Operators(state.A)
+        self.ready_ = Ready(
+            state, X, Scorer(model, labels, graph, refinement), only_seen(data)
+        )
         return self
 
     def _average(self, state: Fitted, X: sparse.csr_matrix) -> Embeddings:
-        "The mean of the models as arrays, and behind the users the mean of those trained with."
+        """The mean of the models as arrays, and behind the users the mean of those
+        trained with."""
         S = normalise(state.A) if state.settings["model"].uses_graph else None
-        return average([embeddings(model, X, S) for model in state.models]).with_mean_user(state.trained)
+        return average(
+            [embeddings(model, X, S) for model in state.models]
+        ).with_mean_user(state.trained)
 
     def _fitted(self) -> Ready:
-        "What answers are made of, as it is now; raises `NotFittedError` if there is nothing yet."
+        """What answers are made of, as it is now; raises `NotFittedError` if there is
+        nothing yet."""
         if not hasattr(self, "ready_"):
-            raise NotFittedError("this recommender has learned nothing yet: call fit, or load a saved one")
+            raise NotFittedError(
+                "this recommender has learned nothing yet: call fit, or load a "
+                "saved one"
+            )
         return self.ready_
 
     def _rows(self, user_ids: Any) -> np.ndarray:
         "Positions of users; strangers get the position of the mean user."
         return self._fitted().rows(user_ids)
 
-    def _unknown_users(self, ids: pd.Index, rows: np.ndarray, n_users: int) -> list[Any]:
+    def _unknown_users(
+        self, ids: pd.Index, rows: np.ndarray, n_users: int
+    ) -> list[Any]:
         "Those of these users who are unknown, with a warning if there are any."
         if not (strange := rows == n_users).any():
             return []
         unknown = ids[strange].unique().tolist()
         warnings.warn(
-            f"user {unknown[0]!r} is unknown ({len(unknown)} such) and gets what the mean of all users "
-            "would; recommend_for makes a list from a few ratings, and fold_in takes people in",
+            f"user {unknown[0]!r} is unknown ({len(unknown)} such) and gets what the "
+            "mean of all users would; recommend_for makes a list from a few ratings, "
+            "and fold_in takes people in",
             stacklevel=3,
         )
         return unknown
@@ -503,10 +616,13 @@ class CorrectSmoothRecommender(BaseEstimator):
         unknown = self._unknown_users(ids, rows, len(data.users))
         if len(users) != len(items):
             raise InputError(
-                f"{len(users)} users for {len(items)} items; predict needs one user for each item"
+                f"{len(users)} users for {len(items)} items; predict needs one "
+                "user for each item"
             )
         base, refined = ready.scorer.pairs(rows, positions(items, data.items, "item"))
-        scores = pd.DataFrame({"user_id": users, "item_id": items, "base": base, "refined": refined})
+        scores = pd.DataFrame(
+            {"user_id": users, "item_id": items, "base": base, "refined": refined}
+        )
         scores.attrs["unknown_users"] = unknown
         return scores
 
@@ -514,17 +630,29 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         user_ids: Any = None,  # None: every known user
         n: int = 10,
-        exclude_seen: bool = True,  # leave out what the user has rated, or is known to have seen
-        items: Any = None,  # recommend only among these; a dict: {user: [ids]}, for some users; None: all
-        block_items: Any = None,  # never recommend these; a dict: {user: [ids]}, to some users
-        by: Order | float = "both",  # order by what they will watch and like, or by one; or the share of like
-        novelty: float | None = None,  # how much popular items are held back, 0 to 1; None: as set
+        # leave out what the user has rated, or is known to have seen
+        exclude_seen: bool = True,
+        # recommend only among these; a dict: {user: [ids]}, for some users; None: all
+        items: Any = None,
+        # never recommend these; a dict: {user: [ids]}, to some users
+        block_items: Any = None,
+        # order by what they will watch and like, or by one; or the share of like
+        by: Order | float = "both",
+        # how much popular items are held back, 0 to 1; None: as set
+        novelty: float | None = None,
         min_ratings: int = 0,  # leave out items that fewer users have rated
-    ) -> pd.DataFrame:  # user_id, rank, item_id, title, base, refined, watch, score; best first
+    ) -> (
+        pd.DataFrame
+    ):  # user_id, rank, item_id, title, base, refined, watch, score; best first
         "The best items for each user; `score` is what they are ordered by."
-        config = ListConfig(n, exclude_seen, items, block_items, by, novelty, min_ratings)
-        ready, asked = self._fitted(), None if user_ids is None else as_list(user_ids, "user_ids")
-        ids = pd.Index(ready.state.data.users if asked is None else asked, tupleize_cols=False)
+        config = ListConfig(
+            n, exclude_seen, items, block_items, by, novelty, min_ratings
+        )
+        ready = self._fitted()
+        asked = None if user_ids is None else as_list(user_ids, "user_ids")
+        ids = pd.Index(
+            ready.state.data.users if asked is None else asked, tupleize_cols=False
+        )
         tops = list(lists_of(ready, ids, config, self._popularity, self.progress))
         out = tops[0] if len(tops) == 1 else pd.concat(tops, ignore_index=True)
         n_users, rows = len(ready.state.data.users), ready.rows(ids)
@@ -543,17 +671,25 @@ class CorrectSmoothRecommender(BaseEstimator):
         novelty: float | None = None,
         min_ratings: int = 0,
     ) -> None:
-        "The same into a file, block by block: memory does not grow with the number of users."
-        config = ListConfig(n, exclude_seen, items, block_items, by, novelty, min_ratings)
-        ready, asked = self._fitted(), None if user_ids is None else as_list(user_ids, "user_ids")
-        ids = pd.Index(ready.state.data.users if asked is None else asked, tupleize_cols=False)
+        """The same into a file, block by block: memory does not grow with the number of
+        users."""
+        config = ListConfig(
+            n, exclude_seen, items, block_items, by, novelty, min_ratings
+        )
+        ready = self._fitted()
+        asked = None if user_ids is None else as_list(user_ids, "user_ids")
+        ids = pd.Index(
+            ready.state.data.users if asked is None else asked, tupleize_cols=False
+        )
         with write_rows(path) as write:
             for top in lists_of(ready, ids, config, self._popularity, self.progress):
                 write(top)
 
     def recommend_for(
         self,
-        ratings: Any,  # of somebody: {item_id: rating}, a Series, pairs, or a table of item_id and rating
+        # of somebody: {item_id: rating}, a Series, pairs, or a table of item_id and
+        # rating
+        ratings: Any,
         n: int = 10,  # this and the rest as for `recommend`
         exclude_seen: bool = True,
         items: Any = None,
@@ -563,9 +699,13 @@ class CorrectSmoothRecommender(BaseEstimator):
         min_ratings: int = 0,
     ) -> pd.DataFrame:  # rank, item_id, title, base, refined, watch, score; best first
         "The best items for a visitor; the model does not change."
-        config = ListConfig(n, exclude_seen, items, block_items, by, novelty, min_ratings)
+        config = ListConfig(
+            n, exclude_seen, items, block_items, by, novelty, min_ratings
+        )
         if isinstance(items, Mapping) or isinstance(block_items, Mapping):
-            raise InputError("a visitor is one person: items and block_items must be lists of ids")
+            raise InputError(
+                "a visitor is one person: items and block_items must be lists of ids"
+            )
         ready = self._fitted()
         person, _ = visitor(ready, ratings)
         return list_for(ready, person, config, self._popularity)
@@ -578,11 +718,18 @@ class CorrectSmoothRecommender(BaseEstimator):
         "Why a visitor's scores of an item are what they are."
         ready = self._fitted()
         person, given = visitor(ready, ratings)
-        return reasons(ready, person, given, int(positions([item], ready.state.data.items, "item")[0]))
+        return reasons(
+            ready,
+            person,
+            given,
+            int(positions([item], ready.state.data.items, "item")[0]),
+        )
 
     def _ranking(self, by: Order | float, novelty: float | None = None) -> Ranking:
         "What lists are ordered by; novelty is as set unless liking alone counts."
-        return ListConfig(by=by, novelty=novelty).ranking(self._fitted(), self._popularity)
+        return ListConfig(by=by, novelty=novelty).ranking(
+            self._fitted(), self._popularity
+        )
 
     def _popularity(self) -> np.ndarray:  # (n_items,)
         "Ratings of each movie."
@@ -592,7 +739,8 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         item: Any,  # id of a known item
         n: int = 10,
-        by: Similarity = "graph",  # neighbours in the graph; or embedding: items that the model sees alike
+        # neighbours in the graph; or embedding: items that the model sees alike
+        by: Similarity = "graph",
     ) -> pd.DataFrame:  # item_id, title, similarity; nearest first
         "The items most like one item."
         ready = self._fitted()
@@ -604,7 +752,13 @@ class CorrectSmoothRecommender(BaseEstimator):
             alike, weight = neighbours(ready.state.A, i, n)
         else:
             alike, weight = nearest(ready.scorer.model.H, i, n)
-        return pd.DataFrame({"item_id": items[alike], "title": ready.titles[alike], "similarity": weight})
+        return pd.DataFrame(
+            {
+                "item_id": items[alike],
+                "title": ready.titles[alike],
+                "similarity": weight,
+            }
+        )
 
     def similar_users(
         self,
@@ -618,8 +772,11 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         user: Any,  # id
         item: Any,  # id of a known item
-    ) -> pd.DataFrame:  # of, part, item_id, title, rating, label, expected, contribution
-        "Why scores are what they are: contributions that add up, to the refined and to the watch score."
+    ) -> (
+        pd.DataFrame
+    ):  # of, part, item_id, title, rating, label, expected, contribution
+        """Why scores are what they are: contributions that add up, to the refined and
+        to the watch score."""
         ready = self._fitted()
         ids = pd.Index([user], tupleize_cols=False)
         rows, data = ready.rows(ids), ready.state.data
@@ -629,9 +786,11 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def fold_in(
         self,
-        ratings: Any,  # user_id, item_id, rating and perhaps timestamp; of pandas, polars or Arrow
+        # user_id, item_id, rating and perhaps timestamp; of pandas, polars or Arrow
+        ratings: Any,
     ) -> Self:
-        "Take in new ratings without training: newcomers get a vector, and labels are up to date."
+        """Take in new ratings without training: newcomers get a vector, and labels are
+        up to date."""
         self.ready_ = with_ratings(self._fitted(), ratings)
         return self
 
@@ -639,27 +798,41 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         user_ids: Any,  # of known users
     ) -> Self:
-        "Take users out: ids, ratings, vectors. What was learned from them stays until the next `fit`."
+        """Take users out: ids, ratings, vectors. What was learned from them stays until
+        the next `fit`."""
         self.ready_ = without_users(self._fitted(), user_ids)
         return self
 
     def add_movies(
         self,
-        movies: pd.DataFrame,  # item_id as column or index, and any of the columns that the items have
+        # item_id as column or index, and any of the columns that the items have
+        movies: pd.DataFrame,
         features: Any = None,  # their vectors, where the items have some: as for `fit`
     ) -> Self:
-        "Take in new items by their content: embedded, linked to neighbours, recommended at once."
+        """Take in new items by their content: embedded, linked to neighbours,
+        recommended at once."""
         state = self._fitted().state
         config = state.settings["model"]
         data = add_movies(state.data, movies, features)
         X = state.features.transform(data.movies, data.vectors)
         A = link_items(state.A, X, state.features.blocks_, state.settings["graph"])
-        nobody = np.empty(0, int), np.empty((0, config.emb_dim), np.float32), np.empty(0, np.float32)
+        nobody = (
+            np.empty(0, int),
+            np.empty((0, config.emb_dim), np.float32),
+            np.empty(0, np.float32),
+        )
         new, models = len(data.movies) - len(state.data.items), state.models
-        models = [with_rows(one, *nobody, new) for one in models] if config.id_embedding else models
+        models = (
+            [with_rows(one, *nobody, new) for one in models]
+            if config.id_embedding
+            else models
+        )
         watch = state.watch and with_movies(state.watch, X)
         block = np.pad(state.audience, ((0, new), (0, 0)))  # nobody has rated them
-        return self._keep(replace(state, data=data, A=A, models=models, audience=block, watch=watch), X)
+        return self._keep(
+            replace(state, data=data, A=A, models=models, audience=block, watch=watch),
+            X,
+        )
 
     def partial_fit(
         self,
@@ -667,7 +840,8 @@ class CorrectSmoothRecommender(BaseEstimator):
         epochs: int = 1,
         callbacks: Sequence[Callback] = (),  # as for `fit`
     ) -> Self:
-        "Take in new ratings, then go on training on all of them; who rated what before describes the movies."
+        """Take in new ratings, then go on training on all of them; who rated what
+        before describes the movies."""
         check_number("epochs", epochs, 1, 100_000, whole=True)
         check_device(self.training)
         other = copy(self)
@@ -679,7 +853,10 @@ class CorrectSmoothRecommender(BaseEstimator):
         if not state.own_graph:
             A = self._graph(other.X_, state.features.blocks_, settings["graph"], data)
         config = settings["model"]
-        how: dict[str, Any] = {"model_config": config, "config": replace(self.training, epochs=epochs)}
+        how: dict[str, Any] = {
+            "model_config": config,
+            "config": replace(self.training, epochs=epochs),
+        }
         how["S"] = normalise(A) if config.uses_graph else None
         X = with_audience(other.X_, state.audience)
         first = self.seed + len(state.models) * state.epochs
@@ -688,7 +865,8 @@ class CorrectSmoothRecommender(BaseEstimator):
             for k, one in enumerate(state.models)
         ]
         settings = {**settings, "training": self.training}
-        models, epochs = [one.model for one in trained], state.epochs + trained[0].epochs
+        models = [one.model for one in trained]
+        epochs = state.epochs + trained[0].epochs
         watch = state.watch and other._watch(data, state.watch.S, state.watch.config)
         done: dict[str, Any] = {
             "models": models,
@@ -701,18 +879,28 @@ class CorrectSmoothRecommender(BaseEstimator):
     def evaluate(
         self,
         test: MovieData | Dataset,  # held-out ratings, from `split`
-        metrics: Mapping[str, Metric] | None = None,  # of your own: name -> function of labels and scores
+        # of your own: name -> function of labels and scores
+        metrics: Mapping[str, Metric] | None = None,
     ) -> Evaluation:
         "Base against refined on ratings that were held out; see `Evaluation`."
         if self.__dict__.get("ready_") is not None:
             self = copy(self)  # whatever is taken in meanwhile
         predictions = self._predictions(test)
         n_train = pd.Series(self.data_.counts, self.users_)
-        found = evaluation(predictions, user_table(predictions, n_train, metrics), self.seed)
-        users, popularity = sample_of_users(found.users["user_id"], self.seed), self._popularity()
+        found = evaluation(
+            predictions, user_table(predictions, n_train, metrics), self.seed
+        )
+        users = sample_of_users(found.users["user_id"], self.seed)
+        popularity = self._popularity()
         lists = self._lists(self._rows(users), popularity)
         table = self._judged_lists(lists, users, predictions)
-        return replace(found, lists=lists, list_users=table, popularity=popularity, n_users=len(self.users_))
+        return replace(
+            found,
+            lists=lists,
+            list_users=table,
+            popularity=popularity,
+            n_users=len(self.users_),
+        )
 
     def _predictions(self, test: MovieData | Dataset) -> pd.DataFrame:
         "Held-out ratings with their labels and scores, by id."
@@ -724,14 +912,27 @@ class CorrectSmoothRecommender(BaseEstimator):
         place = self.users_.get_indexer(held.users)
         rows = np.where(place < 0, len(self.users_), place)[held.user]
         base, refined = self.scorer_.pairs(rows, _placed(held, self.items_))
-        names = {"user_id": held.users[held.user], "item_id": held.items[held.item], "rating": held.rating}
-        return pd.DataFrame({**names, "label": held.y.astype(np.int8), "base": base, "refined": refined})
+        names = {
+            "user_id": held.users[held.user],
+            "item_id": held.items[held.item],
+            "rating": held.rating,
+        }
+        return pd.DataFrame(
+            {**names, "label": held.y.astype(np.int8), "base": base, "refined": refined}
+        )
 
-    def _lists(self, users: np.ndarray, popularity: np.ndarray) -> dict[str, np.ndarray]:  # (m, 10) each
-        "Top tens of some users, by popularity and by each of the scores; the last are what is recommended."
+    def _lists(
+        self, users: np.ndarray, popularity: np.ndarray
+    ) -> dict[str, np.ndarray]:  # (m, 10) each
+        """Top tens of some users, by popularity and by each of the scores; the last are
+        what is recommended."""
         seen, every = self.scorer_.labels[:, users], np.zeros(len(self.items_), bool)
         none = np.empty((0, min(10, len(every))), np.int32)
-        lists = {"popular": [popular_lists(popularity, seen)], "base": [none], "like": [none]}
+        lists = {
+            "popular": [popular_lists(popularity, seen)],
+            "base": [none],
+            "like": [none],
+        }
         for at, *scores in self.scorer_.blocks(users):
             for name, z in zip(("base", "like"), scores, strict=True):
                 lists[name].append(top_n(z, 10, every, seen[:, at]))
@@ -747,26 +948,35 @@ class CorrectSmoothRecommender(BaseEstimator):
         "What `list_table` tells of lists of these users, by id."
         items = self.items_.get_indexer(pd.Index(predictions["item_id"]))
         y = predictions["label"].to_numpy()
-        return list_table(lists, users, predictions["user_id"].to_numpy(), items, y, len(self.items_))
+        return list_table(
+            lists, users, predictions["user_id"].to_numpy(), items, y, len(self.items_)
+        )
 
     def with_refinement(
         self,
         refinement: Refinement,
         A: sparse.csr_matrix | None = None,  # another graph as well, (n_items, n_items)
     ) -> Self:
-        "The same trained model with scores refined in another way; nothing is trained again."
+        """The same trained model with scores refined in another way; nothing is trained
+        again."""
         self._fitted()
         if not isinstance(refinement, Refinement):
             raise InputError(
-                f"refinement must be a CorrectAndSmooth, or another Refinement, got {refinement!r}"
+                "refinement must be a CorrectAndSmooth, or another Refinement, "
+                f"got {refinement!r}"
             )
         other = copy(self)
         ready, state = other.ready_, other.state_
         state = replace(state, settings={**state.settings, "refinement": refinement})
         if A is not None:
-            state = replace(state, A=check_graph(A, len(state.data.items)), own_graph=True)
+            state = replace(
+                state, A=check_graph(A, len(state.data.items)), own_graph=True
+            )
         scorer = replace(ready.scorer, config=refinement, graph=Operators(state.A))
-        other.refinement, other.ready_ = refinement, replace(ready, state=state, scorer=scorer)
+        other.refinement, other.ready_ = (
+            refinement,
+            replace(ready, state=state, scorer=scorer),
+        )
         return other
 
     def with_watch(
@@ -777,38 +987,65 @@ class CorrectSmoothRecommender(BaseEstimator):
         self._fitted()
         other, made = copy(self).set_params(watch=watch), None
         if watch is not None:
-            made = other._watch(other.data_, content_neighbours(other.X_, watch.k), watch)
-        state = replace(other.state_, watch=made, settings={**other.state_.settings, "watch": watch})
+            made = other._watch(
+                other.data_, content_neighbours(other.X_, watch.k), watch
+            )
+        state = replace(
+            other.state_, watch=made, settings={**other.state_.settings, "watch": watch}
+        )
         other.ready_ = replace(other.ready_, state=state)
         return other
 
     def tune(
         self,
-        data: MovieData | Dataset,  # movies and training ratings; some are held back here to judge by
-        models: Sequence[dict[str, Any]] = ({},),  # settings of the base model to try, as in `set_params`
-        graphs: Sequence[GraphConfig] | None = None,  # to try; None: `variants` of the graph that is set
+        # movies and training ratings; some are held back here to judge by
+        data: MovieData | Dataset,
+        # settings of the base model to try, as in `set_params`
+        models: Sequence[dict[str, Any]] = ({},),
+        # to try; None: `variants` of the graph that is set
+        graphs: Sequence[GraphConfig] | None = None,
         grid: Grid = Grid(),  # of refinements to try
         edges: Any = None,  # as for `fit`
         share: float = 0.2,  # of each user's training ratings to hold back
         lists: ListGrid = ListGrid(),  # of watch scores to try
     ) -> "Tuning":
-        "Choose model, graph and refinement on validation ratings, and take them as settings."
+        """Choose model, graph and refinement on validation ratings, and take them as
+        settings."""
         models, numbered = list(models), index_ratings(data)
-        named = {str(config): config for config in (variants(self.graph) if graphs is None else graphs)}
+        named = {
+            str(config): config
+            for config in (variants(self.graph) if graphs is None else graphs)
+        }
         tried = [_trial(self, settings) for settings in models]
-        if not tried or not named or not all(isinstance(config, GraphConfig) for config in named.values()):
-            raise InputError("tune needs at least one model, as a dict of settings, and one GraphConfig")
+        if (
+            not tried
+            or not named
+            or not all(isinstance(config, GraphConfig) for config in named.values())
+        ):
+            raise InputError(
+                "tune needs at least one model, as a dict of settings, and one "
+                "GraphConfig"
+            )
         hidden = self._hidden(numbered, share)
         hidden = np.zeros(len(numbered), bool) if hidden is None else hidden
         known, held = self._split(numbered, hidden, self.liked)
         check_judgeable(self._in_all(n_judgeable(held)))
-        scores = np.array([one.fit(known, edges).scorer_.model.pairs(held.user, held.item) for one in tried])
-        auc = self._of_all_users(_judgeable(user_auc(held.user, held.y, scores, len(held.users))))
+        scores = np.array(
+            [
+                one.fit(known, edges).scorer_.model.pairs(held.user, held.item)
+                for one in tried
+            ]
+        )
+        auc = self._of_all_users(
+            _judgeable(user_auc(held.user, held.y, scores, len(held.users)))
+        )
         compared = _compared(auc, models)
         place = int(compared["roc_auc"].argmax())
         table = self._tried(tried[place], known, held, named, grid, edges)
         name, refinement = best(table, self.refinement)
-        self.set_params(**models[place], graph=named.get(name, self.graph), refinement=refinement)
+        self.set_params(
+            **models[place], graph=named.get(name, self.graph), refinement=refinement
+        )
         if self.watch is None:
             return Tuning(compared, table)
         refined = tried[place].with_refinement(refinement)
@@ -826,32 +1063,55 @@ class CorrectSmoothRecommender(BaseEstimator):
         edges: Any,
     ) -> pd.DataFrame:
         "Refinements tried on a fitted model."
-        if edges is not None or inner.model.uses_graph:  # it is the user's, or the model's
+        if (
+            edges is not None or inner.model.uses_graph
+        ):  # it is the user's, or the model's
             made = {"edges" if edges is not None else str(inner.graph): inner.A_}
         else:
             blocks = inner.state_.features.blocks_
-            made = {k: self._graph(inner.X_, blocks, config, known) for k, config in named.items()}
+            made = {
+                k: self._graph(inner.X_, blocks, config, known)
+                for k, config in named.items()
+            }
         scorer = inner.scorer_
         settings, auc, base = trials(
-            scorer.model, scorer.labels, made, held, grid, self.refinement, self._tuning_users(), self.seed
+            scorer.model,
+            scorer.labels,
+            made,
+            held,
+            grid,
+            self.refinement,
+            self._tuning_users(),
+            self.seed,
         )
-        return judge(settings, self._of_all_users(auc), self._of_all_users(base[None])[0])
+        return judge(
+            settings, self._of_all_users(auc), self._of_all_users(base[None])[0]
+        )
 
     def _tried_lists(
-        self, inner: Self, known: Dataset, held: Dataset, grid: ListGrid, usual: WatchConfig
+        self,
+        inner: Self,
+        known: Dataset,
+        held: Dataset,
+        grid: ListGrid,
+        usual: WatchConfig,
     ) -> pd.DataFrame:
         "Watch scores tried on a fitted model."
         S = content_neighbours(inner.X_, usual.k)
         made = [self._watch(known, S, config) for config in grid.weights(usual)]
         scorer, users = inner.scorer_, self._tuning_users()
-        settings, values = list_trials(scorer, made, held, grid, usual, users, self.seed)
+        settings, values = list_trials(
+            scorer, made, held, grid, usual, users, self.seed
+        )
         return judge_lists(settings, self._of_all_users(values))
 
     def _tuning_users(self) -> int:
         "On how many users refinements are tried."
         return 1000
 
-    def _of_all_users(self, values: np.ndarray) -> np.ndarray:  # (k, n_users), some of them nan
+    def _of_all_users(
+        self, values: np.ndarray
+    ) -> np.ndarray:  # (k, n_users), some of them nan
         "Values of each user, a column a user; here all there are."
         return values
 
@@ -859,7 +1119,8 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         folder: str | Path,  # replaced as a whole if it holds a model already
     ) -> None:
-        "Write the model as tables, arrays and text, which cannot run code when they are read."
+        """Write the model as tables, arrays and text, which cannot run code when they
+        are read."""
         write_model(folder, self._fitted().state)
 
     @classmethod
@@ -871,7 +1132,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         state = read_model(folder)
         self = cls(**{**state.settings, "features": clone(state.features)})
         self._check()
-        return self._keep(state, state.features.transform(state.data.movies, state.data.vectors))
+        return self._keep(
+            state, state.features.transform(state.data.movies, state.data.vectors)
+        )
 
 # %% ../nbs/07_recommender.ipynb #u40
 PRESETS: dict[str, dict[str, Any]] = {
@@ -880,12 +1143,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "features": MovieFeatures({o: 0 for o in BLOCKS if o not in ORIGINAL_BLOCKS}),
         "graph": GraphConfig(blocks=ORIGINAL_BLOCKS, corating=0),
         "model": ModelConfig(
-            emb_dim=64, hidden_dim=256, dropout=0.2, init_std=1.0, init_range=0.01, item_bias=False
+            emb_dim=64,
+            hidden_dim=256,
+            dropout=0.2,
+            init_std=1.0,
+            init_range=0.01,
+            item_bias=False,
         ),
         "training": TrainConfig(
-            epochs=5, batch_size=2048, learning_rate=1e-3, weight_decay=0, target="label"
+            epochs=5,
+            batch_size=2048,
+            learning_rate=1e-3,
+            weight_decay=0,
+            target="label",
         ),
-        "refinement": CorrectAndSmooth(rule="own", alpha=0.8, half_trust=0, beta=0.5, T=1),
+        "refinement": CorrectAndSmooth(
+            rule="own", alpha=0.8, half_trust=0, beta=0.5, T=1
+        ),
         "audience": AudienceConfig(axes=0),
         "watch": None,
         "labels": "all",

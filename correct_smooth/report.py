@@ -36,7 +36,8 @@ class Example:
 
     user_id: Any
     history: pd.DataFrame  # title, rating, liked: what the model knew of the user
-    recommended: pd.DataFrame  # rank, title, base, refined, perhaps watch and score: best first
+    # rank, title, base, refined, perhaps watch and score: best first
+    recommended: pd.DataFrame
 
     def __post_init__(self) -> None:
         wanted = {
@@ -44,9 +45,15 @@ class Example:
             "recommended": ("rank", "title", "base", "refined"),
         }
         for name, columns in wanted.items():
-            missing = [column for column in columns if column not in getattr(self, name).columns]
+            missing = [
+                column
+                for column in columns
+                if column not in getattr(self, name).columns
+            ]
             if missing:
-                raise InputError(f"{name} of user {self.user_id!r} has no column {missing[0]!r}")
+                raise InputError(
+                    f"{name} of user {self.user_id!r} has no column {missing[0]!r}"
+                )
 
 # %% ../nbs/12_report.ipynb #c010
 def _number(x: float, spec: str) -> str:
@@ -58,7 +65,9 @@ def finding(
     summary: Mapping[str, Any],  # of a run
 ) -> str:
     "What a run has found, in one sentence."
-    before, after = (f"{summary[which]['roc_auc']:.2%}" for which in ("base", "refined"))
+    before, after = (
+        f"{summary[which]['roc_auc']:.2%}" for which in ("base", "refined")
+    )
     shares = (summary["delta"]["roc_auc"], *summary["ci95"]["roc_auc"])
     delta, low, high = (100 * share for share in shares)
     if low > 0 or high < 0:
@@ -70,13 +79,17 @@ def finding(
         span = " to ".join(_number(end, "+z.2f") for end in (low, high))
     return (
         "Of a liked item and another one, the liked one is placed first "
-        f"{after} of the time with the graph, and {before} without: {outcome} (95% interval {span})."
+        f"{after} of the time with the graph, and {before} without: {outcome} "
+        f"(95% interval {span})."
     )
 
 # %% ../nbs/12_report.ipynb #c013
 _METRICS = {
     "roc_auc": ("ROC AUC", "a liked item is placed above another one"),
-    "average_precision": ("Average precision", "share liked, at the places of liked items"),
+    "average_precision": (
+        "Average precision",
+        "share liked, at the places of liked items",
+    ),
     "accuracy": ("Accuracy", "called rightly, liked or not"),
     "precision": ("Precision", "of those called liked, share liked"),
     "recall": ("Recall", "of those liked, share called liked"),
@@ -107,18 +120,25 @@ def _history_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for group in summary["by_history"]:
         ratings = f"{group['fewest']:,.0f}–{group['most']:,.0f}"
         span = ", ".join(_number(group[end], "+z.4f") for end in ("low", "high"))
-        rows.append([ratings, f"{group['users']:,}", _number(group["delta"], "+z.4f"), span])
+        rows.append(
+            [ratings, f"{group['users']:,}", _number(group["delta"], "+z.4f"), span]
+        )
     return rows
 
 # %% ../nbs/12_report.ipynb #rc125
 _FACTS = {
-    "coverage": ("Catalogue in use", "share of all items that is in somebody's list", ".1%"),
+    "coverage": ("Catalogue in use", "share of all items that is "
+    "in somebody's list", ".1%"),
     "popularity": ("Ratings of a recommended item", "in training, on average", ",.1f"),
     "catalogue": ("Ratings of any item", "the same over the whole catalogue", ",.1f"),
-    "percentile": ("Popularity rank", "share of items that are less popular; 50%: no leaning", ".1%"),
-    "novelty": ("Novelty", "bits; one more where half as many users know an item", ".2f"),
-    "unrated": ("Without ratings", "share of places for items that nobody has rated in training", ".1%"),
-    "overlap": ("In common", "share of a list that another user, drawn at random, has as well", ".1%"),
+    "percentile": ("Popularity rank", "share of items that are less popular; 50%: no "
+    "leaning", ".1%"),
+    "novelty": ("Novelty", "bits; one more where half as many "
+    "users know an item", ".2f"),
+    "unrated": ("Without ratings", "share of places for items that nobody has rated "
+    "in training", ".1%"),
+    "overlap": ("In common", "share of a list that another user, drawn at random, "
+    "has as well", ".1%"),
 }  # fmt: skip
 
 
@@ -143,14 +163,18 @@ _ORDERINGS = {
 
 
 def _list_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
-    "Ordering, then NDCG and its difference to `popular`, of liked and of watched items."
+    """Ordering, then NDCG and its difference to `popular`, of liked and of watched
+    items."""
     rows = []
     for name, facts in summary.get("lists", {}).items():
         row: list[Any] = [(name, _ORDERINGS.get(name, ""))]
         for metric in ("ndcg_liked", "ndcg_watched"):
             delta, low, high = facts.get("over_popular", {}).get(metric, [math.nan] * 3)
             span = f"{_number(low, '+z.3f')}, {_number(high, '+z.3f')}"
-            row += [_number(facts.get(metric, math.nan), ".3f"), "–" if math.isnan(delta) else span]
+            row += [
+                _number(facts.get(metric, math.nan), ".3f"),
+                "–" if math.isnan(delta) else span,
+            ]
         rows.append(row)
     return rows
 
@@ -159,7 +183,8 @@ def list_finding(
     summary: Mapping[str, Any],  # of a run, with `lists` or without
     digits: int = 3,  # of NDCG, after the point
 ) -> str:  # empty without `lists`
-    "What is found on the lists that are recommended, against the most popular items, in one sentence."
+    """What is found on the lists that are recommended, against the most popular items,
+    in one sentence."""
     lists = summary.get("lists", {})
     name = list(lists)[-1] if lists else ""
     if "over_popular" not in lists.get(name, {}):
@@ -167,10 +192,21 @@ def list_finding(
     told = []
     for what in ("liked", "watched"):
         _, low, high = lists[name]["over_popular"][f"ndcg_{what}"]
-        word = "more" if low > 0 else "less" if high < 0 else "neither clearly more nor less"
-        found, popular = (_number(lists[o][f"ndcg_{what}"], f".{digits}f") for o in (name, "popular"))
+        word = (
+            "more"
+            if low > 0
+            else "less"
+            if high < 0
+            else "neither clearly more nor less"
+        )
+        found, popular = (
+            _number(lists[o][f"ndcg_{what}"], f".{digits}f") for o in (name, "popular")
+        )
         told.append(f"{word} of what users {what} (NDCG {found} against {popular})")
-    return f'Against the most popular items, lists by "{name}" hold {told[0]}, and {told[1]}.'
+    return (
+        f'Against the most popular items, lists by "{name}" hold {told[0]}, and '
+        f"{told[1]}."
+    )
 
 # %% ../nbs/12_report.ipynb #h2r04
 def list_lines(
@@ -181,23 +217,30 @@ def list_lines(
     lists = summary.get("lists", {})
     if not lists:
         return []
-    lines = [f"{'top tens by':18}{'liked':>9} {'watched':>9}{'coverage':>11}{'percentile':>12}{'overlap':>9}"]
+    lines = [
+        f"{'top tens by':18}{'liked':>9} "
+        f"{'watched':>9}{'coverage':>11}{'percentile':>12}{'overlap':>9}"
+    ]
     for name, facts in lists.items():
         line = f"{name:18}"
         for metric in ("ndcg_liked", "ndcg_watched"):
             above = facts.get("over_popular", {}).get(metric, [0, 0, 0])[1] > 0
-            line += f"{_number(facts.get(metric, math.nan), f'.{digits}f'):>9}{'*' if above else ' '}"
+            shown = _number(facts.get(metric, math.nan), f".{digits}f")
+            line += f"{shown:>9}{'*' if above else ' '}"
         shares = (
             f"{_number(facts[o], f'.{max(digits - 2, 0)}%'):>{w}}"
-            for o, w in zip(("coverage", "percentile", "overlap"), (10, 12, 9), strict=True)
+            for o, w in zip(
+                ("coverage", "percentile", "overlap"), (10, 12, 9), strict=True
+            )
         )
         lines.append(line + "".join(shares))
     return [
         *lines,
         "",
-        "Lists of items that a user has not rated in training, judged by held-out ones on them: NDCG@10 of "
-        "liked and of watched items (* more than popular, by an interval without 0), share of the catalogue "
-        "in use, mean percentile of popularity, and what two users' lists share.",
+        "Lists of items that a user has not rated in training, judged by held-out ones "
+        "on them: NDCG@10 of liked and of watched items (* more than popular, by an "
+        "interval without 0), share of the catalogue in use, mean percentile of "
+        "popularity, and what two users' lists share.",
         *filter(None, [list_finding(summary, digits)]),
     ]
 
@@ -207,8 +250,15 @@ def _setting_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     flat: dict[str, Any] = {}
     for stage, value in summary["config"].items():
         group = value if isinstance(value, dict) else None
-        flat |= {stage: value} if group is None else {f"{stage}__{name}": v for name, v in group.items()}
-    return [[name, json.dumps(value, default=str, ensure_ascii=False)] for name, value in flat.items()]
+        flat |= (
+            {stage: value}
+            if group is None
+            else {f"{stage}__{name}": v for name, v in group.items()}
+        )
+    return [
+        [name, json.dumps(value, default=str, ensure_ascii=False)]
+        for name, value in flat.items()
+    ]
 
 # %% ../nbs/12_report.ipynb #c019
 _SHOWN = 10  # items of a user's history
@@ -218,13 +268,16 @@ _SCORES = {"base": "Base", "refined": "C+S", "watch": "Watch", "score": "Score"}
 def _titles(table: pd.DataFrame) -> list[str]:
     "Titles as text, also where there is none."
     return [
-        "(no title)" if pd.isna(title) or not str(title).strip() else str(title) for title in table["title"]
+        "(no title)" if pd.isna(title) or not str(title).strip() else str(title)
+        for title in table["title"]
     ]
 
 
 def _example(one: Example, noun: str = "item") -> dict[str, Any]:
     "What the page shows of a user."
-    best = one.history.sort_values("rating", ascending=False, kind="stable").head(_SHOWN)
+    best = one.history.sort_values("rating", ascending=False, kind="stable").head(
+        _SHOWN
+    )
     top = one.recommended
     rated = zip(_titles(best), best["rating"], best["liked"], strict=True)
     which = [name for name in _SCORES if name in top and top[name].notna().any()]
@@ -233,7 +286,10 @@ def _example(one: Example, noun: str = "item") -> dict[str, Any]:
     return {
         "user_id": str(one.user_id),
         "told": f"{n:,} {noun if n == 1 else plural(noun)} rated, {n_liked:,} liked",
-        "rated": [(title, f"{rating:g}", "yes" if liked else "no") for title, rating, liked in rated],
+        "rated": [
+            (title, f"{rating:g}", "yes" if liked else "no")
+            for title, rating, liked in rated
+        ],
         "head": ["Rank", noun.capitalize(), *(_SCORES[name] for name in which)],
         "recommended": list(zip(top["rank"], _titles(top), *scores, strict=True)),
     }
@@ -246,23 +302,28 @@ def _picture(figure: Any) -> str:
     "A figure as a data address."
     from matplotlib import rc_context
 
-    drawn, kind, figure = BytesIO(), "svg+xml", deepcopy(figure)  # drawing moves the parts of a figure
+    # drawing moves the parts of a figure
+    drawn, kind, figure = BytesIO(), "svg+xml", deepcopy(figure)
     with rc_context({"svg.hashsalt": "correct_smooth", "svg.fonttype": "path"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None}, facecolor="white")
     if drawn.tell() > _LARGE:
         drawn, kind = BytesIO(), "png"
-        figure.savefig(drawn, format="png", dpi=180, metadata={"Software": None}, facecolor="white")
+        figure.savefig(
+            drawn, format="png", dpi=180, metadata={"Software": None}, facecolor="white"
+        )
     return f"data:image/{kind};base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 # %% ../nbs/12_report.ipynb #c025
 _CAPTIONS = {
     "metrics": (
         "Difference and 95% interval of each metric",
-        "Every difference with its interval; right of the line is better. Grey: cannot be told from chance.",
+        "Every difference with its interval; right of the line is better. Grey: "
+        "cannot be told from chance.",
     ),
     "gains": (
         "Gain of each user, sorted",
-        "Each user's gain in ROC AUC, from the greatest loss to the greatest gain; dashed: the mean.",
+        "Each user's gain in ROC AUC, from the greatest loss to the greatest "
+        "gain; dashed: the mean.",
     ),
     "history": (
         "Mean gain by number of training ratings",
@@ -270,16 +331,19 @@ _CAPTIONS = {
     ),
     "calibration": (
         "Share of liked items against the score",
-        "Of the items scored about 0.7, are 70% liked? On the diagonal a score can be read as a probability.",
+        "Of the items scored about 0.7, are 70% liked? On the diagonal a score "
+        "can be read as a probability.",
     ),
     "lists": (
         "What is found on lists, against how many users know their items",
-        "To the right: more of what users went on to like is on the lists. Upwards: fewer know the items. "
-        "Orange: more than the most popular items, the interval of the difference above 0.",
+        "To the right: more of what users went on to like is on the lists. Upwards: "
+        "fewer know the items. Orange: more than the most popular items, the interval "
+        "of the difference above 0.",
     ),
     "diversity": (
         "Share of recommendations that goes to the most popular items",
-        "The further a line bends to the upper left, the more goes to the hits. Dotted: where ratings went.",
+        "The further a line bends to the upper left, the more goes to the hits. "
+        "Dotted: where ratings went.",
     ),
 }
 
@@ -288,12 +352,18 @@ def _pictures(figures: Mapping[str, "Figure"]) -> dict[str, dict[str, str]]:
     "Figures as text, with what is said of them."
     texts = {name: _CAPTIONS.get(name, (name, name)) for name in figures}
     return {
-        name: {"src": _picture(figure), "alt": texts[name][0], "caption": texts[name][1]}
+        name: {
+            "src": _picture(figure),
+            "alt": texts[name][0],
+            "caption": texts[name][1],
+        }
         for name, figure in figures.items()
     }
 
 # %% ../nbs/12_report.ipynb #c028
-_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
+_UNFIT = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
+)
 
 
 def _fit(value: Any) -> Any:
@@ -303,15 +373,24 @@ def _fit(value: Any) -> Any:
 # %% ../nbs/12_report.ipynb #rc131
 def _template() -> Template:
     "The page without its content."
-    text = files("correct_smooth").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    text = (
+        files("correct_smooth")
+        .joinpath("report.html.jinja")
+        .read_text(encoding="utf-8")
+    )
     pages = Environment(
-        autoescape=True, finalize=_fit, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_fit,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return pages.from_string(text)
 
 # %% ../nbs/12_report.ipynb #c037
 _NEEDED = (
-    "data", "base", "refined", "delta", "ci95", "users_evaluated", "users_skipped", "by_history",
+    "data", "base", "refined", "delta", "ci95", "users_evaluated", "users_skipped",
+    "by_history",
     "reading", "seconds", "config", "versions",
 )  # fmt: skip
 
@@ -326,11 +405,18 @@ def html_report(
         raise InputError(f"the summary has no {missing[0]!r}; give what a run returns")
     gain, data = _number(summary["delta"]["roc_auc"], "+z.4f"), summary["data"]
     noun = data.get("noun", "item")
-    counts = {"users": data["users"], plural(noun): data["items"], "ratings": data["ratings"]}
+    counts = {
+        "users": data["users"],
+        plural(noun): data["items"],
+        "ratings": data["ratings"],
+    }
     return _template().render(
         summary=summary,
         finding=finding(summary),
-        numbers=[("change in ROC AUC", gain), *((what, f"{n:,}") for what, n in counts.items())],
+        numbers=[
+            ("change in ROC AUC", gain),
+            *((what, f"{n:,}") for what, n in counts.items()),
+        ],
         judged=f"{summary['users_evaluated']:,}",
         skipped=f"{summary['users_skipped']:,}",
         metrics=_metric_rows(summary),

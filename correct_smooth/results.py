@@ -39,17 +39,31 @@ from .tables import write_csv
 # %% ../nbs/12f_results.ipynb #c008
 def summary(
     recommender: CorrectSmoothRecommender,  # fitted
-    counts: dict[str, Any],  # of the data before the split, as `MovieData.counts` has them
+    # of the data before the split, as `MovieData.counts` has them
+    counts: dict[str, Any],
     judged: Evaluation,
     seconds: dict[str, float],
 ) -> dict[str, Any]:  # JSON-ready
     "A run in numbers."
     r = judged.result
-    settings = {o: stage_settings(v) or v for o, v in recommender.get_params(deep=False).items()}
-    packages = ("correct_smooth", "torch", "numpy", "scipy", "pandas", "scikit-learn", "sparse_dot_topn")
+    settings = {
+        o: stage_settings(v) or v for o, v in recommender.get_params(deep=False).items()
+    }
+    packages = (
+        "correct_smooth",
+        "torch",
+        "numpy",
+        "scipy",
+        "pandas",
+        "scikit-learn",
+        "sparse_dot_topn",
+    )
     return {
         "data": counts
-        | {"noun": recommender.data_.noun, "dropped": {**counts["dropped"], **recommender.dropped_}},
+        | {
+            "noun": recommender.data_.noun,
+            "dropped": {**counts["dropped"], **recommender.dropped_},
+        },
         **{o: r[o].to_dict() for o in ("base", "refined", "delta")},
         "ci95": {o: [r.loc[o, "low"], r.loc[o, "high"]] for o in r.index},
         "users_evaluated": len(judged.users),
@@ -60,20 +74,29 @@ def summary(
         "reading": reading_guide(r, recommender.data_.noun),
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
         "config": {k: v for k, v in settings.items() if k != "progress"},
-        "versions": {"python": platform.python_version(), **{o: version(o) for o in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            **{o: version(o) for o in packages},
+        },
     }
 
 # %% ../nbs/12f_results.ipynb #c009
 FIGURES = {
-    "gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2), "metrics": (7.0, 3.5),
+    "gains": (7.0, 3.5), "history": (7.0, 3.5), "calibration": (4.5, 4.2),
+    "metrics": (7.0, 3.5),
     "lists": (7.0, 3.8), "diversity": (4.5, 4.2),
 }  # fmt: skip
 
 
 def figures(judged: Evaluation, seed: int = 0) -> dict[str, Figure]:
-    "The figures of a run, by name; `lists` where these have been judged. The seed is the bootstrap's."
+    """The figures of a run, by name; `lists` where these have been judged. The seed is
+    the bootstrap's."""
     base, refined = (judged.metric(o, "roc_auc") for o in ("base", "refined"))
-    wanted = FIGURES if len(judged.list_users) else {o: v for o, v in FIGURES.items() if o != "lists"}
+    wanted = (
+        FIGURES
+        if len(judged.list_users)
+        else {o: v for o, v in FIGURES.items() if o != "lists"}
+    )
     out = {o: Figure(figsize=size, layout="constrained") for o, size in wanted.items()}
     axes = {o: figure.subplots() for o, figure in out.items()}
     plot_gains(base, refined, axes["gains"])
@@ -107,26 +130,33 @@ def report(
         rows.append(f"{row}   [{low:+.{digits}f}, {high:+.{digits}f}]{mark}")
     return "\n".join(
         [
-            f"{name}: {d['users']:,} users, {d['items']:,} {items}, {d['ratings']:,} ratings{dropped}",
+            f"{name}: {d['users']:,} users, {d['items']:,} {items}, "
+            f"{d['ratings']:,} ratings{dropped}",
             "",
             *rows,
             "",
-            f"Means over {told['users_evaluated']:,} users ({told['users_skipped']:,} skipped: their "
+            f"Means over {told['users_evaluated']:,} users "
+            f"({told['users_skipped']:,} skipped: their "
             f"held-out {items} are all liked, or none); * marks intervals without 0.",
             *told["reading"],
             "",
             *list_lines(told, min(digits, 3)),
             "",
-            f"recommendations.csv holds {items} that a user has not rated at all, by the model in model/, "
-            "which has learned from the ratings that were not held out.",
+            f"recommendations.csv holds {items} that a user has not rated at all, by "
+            "the model in model/, which has learned from the ratings that were not "
+            "held out.",
         ]
     )
 
 # %% ../nbs/12f_results.ipynb #c015
-def history_of(data: Dataset, users: np.ndarray) -> pd.DataFrame:  # user_id, title, rating, liked
+def history_of(
+    data: Dataset, users: np.ndarray
+) -> pd.DataFrame:  # user_id, title, rating, liked
     "What some users have rated, by position of the users."
     rows = np.flatnonzero(np.isin(data.user, users))
-    titles = data.movies["title"] if "title" in data.movies else pd.Series("", data.items)
+    titles = (
+        data.movies["title"] if "title" in data.movies else pd.Series("", data.items)
+    )
     return pd.DataFrame(
         {
             "user_id": data.users[data.user[rows]],
@@ -139,7 +169,8 @@ def history_of(data: Dataset, users: np.ndarray) -> pd.DataFrame:  # user_id, ti
 
 def shown_users(judged: Evaluation, count: int = 10) -> np.ndarray:
     "Some of the users judged, from the fewest ratings to the most."
-    learned_from = judged.users[judged.users["n_train"] > 0]  # of the others nothing is known
+    # of the others nothing is known
+    learned_from = judged.users[judged.users["n_train"] > 0]
     by_history = learned_from.sort_values("n_train", kind="stable", ignore_index=True)
     places = np.linspace(0, max(len(by_history) - 1, 0), count).astype(int)
     return by_history["user_id"].to_numpy()[np.unique(places)[: len(by_history)]]
@@ -152,7 +183,11 @@ def examples(
 ) -> list[Example]:
     "Users with their history and their top ten."
     known = ["title", "rating", "liked"]
-    wanted = [o for o in ("rank", "title", "base", "refined", "watch", "score") if o in tops.columns]
+    wanted = [
+        o
+        for o in ("rank", "title", "base", "refined", "watch", "score")
+        if o in tops.columns
+    ]
     return [
         Example(
             user,
@@ -177,6 +212,10 @@ def write_summary(
     (folder / "figures").mkdir()
     for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
-    (folder / "report.html").write_text(html_report(found, drawn, shown), encoding="utf-8")
-    (folder / "summary.json").write_text(json.dumps(found, indent=1, default=np.generic.item))
+    (folder / "report.html").write_text(
+        html_report(found, drawn, shown), encoding="utf-8"
+    )
+    (folder / "summary.json").write_text(
+        json.dumps(found, indent=1, default=np.generic.item)
+    )
     return found

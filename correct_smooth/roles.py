@@ -21,15 +21,18 @@ from .parsing import as_names, as_numbers, list_mark
 TEXTS = ("title", "overview", "language", "collection")
 LISTS = ("genres", "keywords", "countries", "companies", "creators")
 NUMBERS = ("year", "popularity", "runtime", "vote_average", "vote_count")
-OWN_NUMBERS = "numbers: "  # begins the name of a column of numbers that we have no name for
+# begins the name of a column of numbers that we have no name for
+OWN_NUMBERS = "numbers: "
 ROLES = {
-    "item": "item_id", "user": "user_id", "rating": "rating", "time": "timestamp", "title": "title",
+    "item": "item_id", "user": "user_id", "rating": "rating", "time": "timestamp",
+    "title": "title",
     "text": "overview", "tags": "keywords", "creators": "creators", "year": "year",
     "numbers": "numbers", "vector": "vector",
 }  # fmt: skip
 _MOVIES = ("item_id", *TEXTS, *LISTS, *NUMBERS, "adult", "numbers", "vector")
 _RATINGS = ("user_id", "item_id", "rating", "timestamp")
-_NEEDED = ("user_id", "item_id", "rating")  # without these there is nothing to learn from
+# without these there is nothing to learn from
+_NEEDED = ("user_id", "item_id", "rating")
 _JOINED = ("overview", *LISTS, "numbers", "vector")  # may be made of several columns
 
 # %% ../nbs/00b_roles.ipynb #r008
@@ -40,11 +43,14 @@ def _ours(column: Any, role: Any) -> str:
     "Our name for a role; raises `InputError` if there is no such role."
     if isinstance(role, str) and role in (*_MOVIES, *_RATINGS, "ignore", *ROLES):
         return ROLES.get(role, role)
-    others = [name for name in _MOVIES if name not in ROLES.values() and name not in ROLES]
+    others = [
+        name for name in _MOVIES if name not in ROLES.values() and name not in ROLES
+    ]
     turned = f"; if {role!r} is a column of yours, write {{{role!r}: {column!r}}}"
     raise InputError(
-        f"column {column!r} cannot be {role!r}: roles are {', '.join(ROLES)}; one of our columns will do, "
-        f"such as {', '.join(others)}; ignore leaves a column out{turned if column in ROLES else ''}"
+        f"column {column!r} cannot be {role!r}: roles are {', '.join(ROLES)}; one of "
+        f"our columns will do, such as {', '.join(others)}; ignore leaves a column "
+        f"out{turned if column in ROLES else ''}"
     )
 
 # %% ../nbs/00b_roles.ipynb #r011
@@ -53,9 +59,12 @@ _SAID = {"movies": "items", "ratings": "ratings"}  # in messages
 
 
 def _chosen(table: pd.DataFrame, what: Kind, columns: Columns) -> dict[str, list[str]]:
-    "Your columns for each of ours, as you have said; what is to be ignored is there too."
+    """Your columns for each of ours, as you have said; what is to be ignored is there
+    too."""
     if not isinstance(columns, dict):
-        raise InputError(f"columns must be a dict from your column to its role, got {columns!r}")
+        raise InputError(
+            f"columns must be a dict from your column to its role, got {columns!r}"
+        )
     here, other = (_MOVIES, _RATINGS) if what == "movies" else (_RATINGS, _MOVIES)
     found: dict[str, list[str]] = {}
     for column, role in columns.items():
@@ -66,37 +75,66 @@ def _chosen(table: pd.DataFrame, what: Kind, columns: Columns) -> dict[str, list
             found.setdefault(ours, []).append(column)
         elif ours in here and ours not in other:
             raise InputError(
-                f"{_SAID[what]} have no column {column!r}; found: {', '.join(map(str, table.columns))}"
+                f"{_SAID[what]} have no column {column!r}; found: "
+                f"{', '.join(map(str, table.columns))}"
             )
     for ours, theirs in found.items():
         if len(theirs) > 1 and ours not in (*_JOINED, "ignore"):
-            raise InputError(f"columns {theirs[0]!r} and {theirs[1]!r} cannot both be {ours}; choose one")
+            raise InputError(
+                f"columns {theirs[0]!r} and {theirs[1]!r} cannot both be {ours}; "
+                "choose one"
+            )
     return found
 
 # %% ../nbs/00b_roles.ipynb #r014
 _ITEM = (
     "item_id item itemid",
-    "book_id bookid product_id track_id song_id movie_id film_id game_id anime_id recipe_id article_id",
+    "book_id bookid product_id track_id song_id movie_id film_id game_id "
+    "anime_id recipe_id article_id",
     "parent_asin",
     "asin isbn isbn13 isbn10 sku",
 )
 _KNOWN_RATINGS = {
-    "user_id": ("user_id user userid", "reviewer_id customer_id member_id reader_id", "username user_name"),
+    "user_id": (
+        "user_id user userid",
+        "reviewer_id customer_id member_id reader_id",
+        "username user_name",
+    ),
     "item_id": _ITEM,
-    "rating": ("rating", "score stars star_rating book_rating user_rating review_score overall my_rating"),
-    "timestamp": ("timestamp", "unix_review_time time", "date rated_at reviewed_at review_time review_date"),
+    "rating": (
+        "rating",
+        "score stars star_rating book_rating user_rating review_score overall "
+        "my_rating",
+    ),
+    "timestamp": (
+        "timestamp",
+        "unix_review_time time",
+        "date rated_at reviewed_at review_time review_date",
+    ),
 }
 
 # %% ../nbs/00b_roles.ipynb #r014c
 _KNOWN_MOVIES = {
     "item_id": (*_ITEM, "id"),
-    "title": ("title", "book_title product_title product_name track_name song_title movie_title", "name"),
-    "overview": ("overview", "description summary abstract plot synopsis blurb review_text"),
-    "genres": ("genres", "genre categories category subjects subject track_genre", "main_category"),
+    "title": (
+        "title",
+        "book_title product_title product_name track_name song_title movie_title",
+        "name",
+    ),
+    "overview": (
+        "overview",
+        "description summary abstract plot synopsis blurb review_text",
+    ),
+    "genres": (
+        "genres",
+        "genre categories category subjects subject track_genre",
+        "main_category",
+    ),
     "keywords": ("keywords", "tags shelves bookshelves topics themes"),
     "creators": (
         "creators",
-        "creator authors author book_author artists artist artist_name brand directors director cast actors",
+        "creator authors author book_author artists artist artist_name brand "
+        "directors director cast actors",
     ),
     "companies": ("companies", "publisher publishers record_label studio studios"),
     "countries": ("countries", "country"),
@@ -105,15 +143,20 @@ _KNOWN_MOVIES = {
     "year": (
         "year",
         "original_publication_year",
-        "year_of_publication publication_year release_year published_year year_published",
+        "year_of_publication publication_year release_year published_year "
+        "year_published",
         "release_date publication_date published_date published",
     ),
     "runtime": ("runtime", "duration runtime_minutes"),
     "vote_average": ("vote_average", "average_rating avg_rating mean_rating"),
-    "vote_count": ("vote_count", "ratings_count rating_count num_ratings rating_number"),
+    "vote_count": (
+        "vote_count",
+        "ratings_count rating_count num_ratings rating_number",
+    ),
     "numbers": (
-        "pages num_pages number_of_pages page_count price duration_ms tempo danceability energy loudness "
-        "speechiness acousticness instrumentalness liveness valence",
+        "pages num_pages number_of_pages page_count price duration_ms tempo "
+        "danceability energy loudness speechiness acousticness instrumentalness "
+        "liveness valence",
     ),
     "vector": ("vector", "embedding embeddings"),
 }
@@ -121,14 +164,19 @@ _KNOWN_MOVIES = {
 # %% ../nbs/00b_roles.ipynb #r016
 def _plain(name: Any) -> str:
     "A column's name in small letters, its words joined by underlines."
-    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name))).strip("_").lower()
+    return (
+        re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)))
+        .strip("_")
+        .lower()
+    )
 
 
 _NUMBERED = re.compile(r"(embedding|emb|vector|vec)_?(\d+)")
 
 
 def _numbered(names: list[str]) -> list[str]:
-    "Columns such as embedding_0, embedding_1, ...: the longest row of them, in order, from 0 or 1."
+    """Columns such as embedding_0, embedding_1, ...: the longest row of them, in order,
+    from 0 or 1."""
     rows: dict[str, dict[int, str]] = {}
     for name in names:
         if found := _NUMBERED.fullmatch(_plain(name)):
@@ -148,11 +196,18 @@ def _candidates(
     for group in groups:
         if found := [name for word in group.split() for name in free.get(word, [])]:
             return [name for name in table.columns if name in found]
-    return _numbered([name for names in free.values() for name in names]) if ours == "vector" else []
+    return (
+        _numbered([name for names in free.values() for name in names])
+        if ours == "vector"
+        else []
+    )
 
 
 def _guessed(
-    table: pd.DataFrame, what: Kind, chosen: dict[str, list[str]], dropped: dict[str, int]
+    table: pd.DataFrame,
+    what: Kind,
+    chosen: dict[str, list[str]],
+    dropped: dict[str, int],
 ) -> dict[str, list[str]]:
     "Columns with well-known names, for those of ours that are not there."
     taken = {name for names in chosen.values() for name in names}
@@ -170,9 +225,10 @@ def _guessed(
             way_out = f"say which, as in columns={{{rivals[0]!r}: {ours!r}}}"
             if ours in _NEEDED:
                 raise InputError(f"{both} could each be {ours}; {way_out}")
-            dropped[f"note: {both}, each of which could be {ours}, and none is taken; {way_out}"] = len(
-                rivals
-            )
+            dropped[
+                f"note: {both}, each of which could be {ours}, and none is "
+                f"taken; {way_out}"
+            ] = len(rivals)
         elif rivals:
             found[ours] = rivals
     return found
@@ -180,7 +236,9 @@ def _guessed(
 # %% ../nbs/00b_roles.ipynb #r022
 def _joined_texts(columns: list[pd.Series]) -> list[str]:
     "The texts of each row, one behind the other."
-    texts = [column.astype(object).where(column.notna(), "").map(str) for column in columns]
+    texts = [
+        column.astype(object).where(column.notna(), "").map(str) for column in columns
+    ]
     return [" ".join(filter(None, row)) for row in zip(*texts, strict=True)]
 
 
@@ -190,20 +248,28 @@ def _joined_names(columns: list[pd.Series]) -> list[tuple[str, ...]]:
     for column in columns:
         mark, _ = list_mark(column)
         lists.append([as_names(cell, mark) or () for cell in column])
-    return [tuple(dict.fromkeys(name for names in row for name in names)) for row in zip(*lists, strict=True)]
+    return [
+        tuple(dict.fromkeys(name for names in row for name in names))
+        for row in zip(*lists, strict=True)
+    ]
 
 
 def _stacked(columns: list[pd.Series]) -> list[np.ndarray | None]:
-    "Each row as a vector, None where it is empty; raises `InputError` for what is no number."
+    """Each row as a vector, None where it is empty; raises `InputError` for what is no
+    number."""
     numbers = [as_numbers(column) for column in columns]
     for column, values in zip(columns, numbers, strict=True):
         if (odd := column.notna() & values.isna()).any():
             raise InputError(
-                f"column {column.name!r} is to be one number of a vector and holds {column[odd].iloc[0]!r}; "
-                "a vector is one column of lists, or several columns of numbers"
+                f"column {column.name!r} is to be one number of a vector and holds "
+                f"{column[odd].iloc[0]!r}; a vector is one column of lists, or several "
+                "columns of numbers"
             )
     block = np.column_stack(numbers)
-    return [None if gone else row for row, gone in zip(block, np.isnan(block).all(axis=1), strict=True)]
+    return [
+        None if gone else row
+        for row, gone in zip(block, np.isnan(block).all(axis=1), strict=True)
+    ]
 
 # %% ../nbs/00b_roles.ipynb #r025
 def _years(column: pd.Series) -> pd.Series:
@@ -220,13 +286,16 @@ def _years(column: pd.Series) -> pd.Series:
 
 # %% ../nbs/00b_roles.ipynb #r028
 def _made(table: pd.DataFrame, ours: str, theirs: list[str]) -> dict[str, Any] | None:
-    "Columns of ours that have to be made of yours; None where a new name is all it takes."
+    """Columns of ours that have to be made of yours; None where a new name is all it
+    takes."""
     columns = [table[name] for name in theirs]
     if ours == "numbers":
         return {f"{OWN_NUMBERS}{column.name}": column for column in columns}
     if ours == "year":
         return {ours: _years(columns[0])}
-    if ours == "vector" and (len(columns) > 1 or pd.api.types.is_numeric_dtype(columns[0])):
+    if ours == "vector" and (
+        len(columns) > 1 or pd.api.types.is_numeric_dtype(columns[0])
+    ):
         return {ours: pd.Series(_stacked(columns), table.index, dtype=object)}
     if len(columns) > 1:
         cells = _joined_texts(columns) if ours == "overview" else _joined_names(columns)
@@ -247,23 +316,33 @@ def _with_own(
             out[ours] = [ours, *theirs]
         else:
             room.append(ours)
-            dropped[f"note: column {ours!r} left aside, {theirs[0]!r} being the {ours}"] = 1
+            dropped[
+                f"note: column {ours!r} left aside, {theirs[0]!r} being the {ours}"
+            ] = 1
     return {**out, "ignore": [*out.get("ignore", []), *room]}
 
 # %% ../nbs/00b_roles.ipynb #r0331
 def _with_index(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
     "Ids that stand in the index as a column, where its name says that they are ids."
     name = table.index.name
-    ids = (isinstance(columns, dict) and name in columns) or _plain(name) in " ".join(_ITEM).split()
-    return table.reset_index() if name is not None and name not in table.columns and ids else table
+    ids = (isinstance(columns, dict) and name in columns) or _plain(name) in " ".join(
+        _ITEM
+    ).split()
+    return (
+        table.reset_index()
+        if name is not None and name not in table.columns and ids
+        else table
+    )
 
 
 def _refuse_other_ids(guessed: list[str], what: Kind, columns: Columns) -> None:
-    "Raise `InputError` where the only item id there can be has been said to be something else."
+    """Raise `InputError` where the only item id there can be has been said to be
+    something else."""
     for name in guessed:
         if name in columns:
             raise InputError(
-                f"no column of {_SAID[what]} is the item's id but {name!r}, and that is {columns[name]!r} "
+                f"no column of {_SAID[what]} is the item's id but {name!r}, and "
+                f"that is {columns[name]!r} "
                 "as you say; say which one is, as in columns={'sku': 'item'}"
             )
 
@@ -271,16 +350,23 @@ def _refuse_other_ids(guessed: list[str], what: Kind, columns: Columns) -> None:
 def _understood(
     table: pd.DataFrame, what: Kind, columns: Columns | None, dropped: dict[str, int]
 ) -> dict[str, list[str]]:
-    "Your columns for each of ours, said or guessed, and those to be ignored; a note for each guess."
-    chosen = _with_own(table, _chosen(table, what, {} if columns is None else columns), dropped)
+    """Your columns for each of ours, said or guessed, and those to be ignored; a note
+    for each guess."""
+    chosen = _with_own(
+        table, _chosen(table, what, {} if columns is None else columns), dropped
+    )
     guessed = _guessed(table, what, chosen, dropped)
     _refuse_other_ids(guessed.get("item_id", []), what, columns or {})
     for ours, theirs in guessed.items():
         named = (
-            f"{'columns' if len(theirs) > 1 else 'column'} {', '.join(map(repr, theirs))} of {_SAID[what]}"
+            f"{'columns' if len(theirs) > 1 else 'column'} "
+            f"{', '.join(map(repr, theirs))} of {_SAID[what]}"
         )
         dropped[f"note: {named} read as {ours}"] = len(theirs)
-    return {ours: chosen.get(ours, []) + guessed.get(ours, []) for ours in {**chosen, **guessed}}
+    return {
+        ours: chosen.get(ours, []) + guessed.get(ours, [])
+        for ours in {**chosen, **guessed}
+    }
 
 # %% ../nbs/00b_roles.ipynb #r033
 def renamed(
@@ -289,7 +375,8 @@ def renamed(
     columns: Columns | None = None,  # your column -> its role, or one of our columns
     dropped: dict[str, int] | None = None,  # what was guessed is noted here
 ) -> pd.DataFrame:  # the table handed in is not changed
-    "A table under our names, as you say or as can be guessed; raises `InputError` where it must not be."
+    """A table under our names, as you say or as can be guessed; raises `InputError`
+    where it must not be."""
     check_choice("what", what, get_args(Kind))
     table = _with_index(table, {} if columns is None else columns)
     found = _understood(table, what, columns, {} if dropped is None else dropped)
@@ -313,9 +400,23 @@ def both_renamed(
     columns: Columns | None = None,  # as for `renamed`, of both tables
     dropped: dict[str, int] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # movies and ratings
-    "Both tables under our names; what ratings call an item by is looked for in the items first."
+    """Both tables under our names; what ratings call an item by is looked for in the
+    items first."""
     stars, said = renamed(ratings, "ratings", columns, dropped), dict(columns or {})
-    by = [name for name in ratings.columns if name in movies.columns and name not in (*stars.columns, *said)]
+    by = [
+        name
+        for name in ratings.columns
+        if name in movies.columns and name not in (*stars.columns, *said)
+    ]
     named = "item_id" in movies.columns or {"item", "item_id"} & set(said.values())
-    item = [name for name in by if _understood(ratings, "ratings", columns, {}).get("item_id") == [name]]
-    return renamed(movies, "movies", said if named or not item else {**said, item[0]: "item"}, dropped), stars
+    item = [
+        name
+        for name in by
+        if _understood(ratings, "ratings", columns, {}).get("item_id") == [name]
+    ]
+    return renamed(
+        movies,
+        "movies",
+        said if named or not item else {**said, item[0]: "item"},
+        dropped,
+    ), stars

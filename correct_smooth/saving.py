@@ -26,13 +26,26 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from .audience import AudienceConfig
-from .checks import InputError, check_arrays, check_choice, check_number, check_parquet, reading
+from correct_smooth.checks import (
+    InputError,
+    check_arrays,
+    check_choice,
+    check_number,
+    check_parquet,
+    reading,
+)
 from .correct_smooth import CorrectAndSmooth
 from .data import check_liked, check_noun, check_ratings, movie_data
 from .dataset import Dataset, Population, is_liked, positions
 from .diffusion import Diffusion
 from .features import MovieFeatures, features_from_state, features_state
-from .files import MARKER, atomic_folder, checksum, clear_leftovers, read_marker
+from correct_smooth.files import (
+    MARKER,
+    atomic_folder,
+    checksum,
+    clear_leftovers,
+    read_marker,
+)
 from .graph import GraphConfig, check_graph
 from .model import ItemUserModel, ModelConfig
 from .tensors import NoStart, load_tensors, save_tensors
@@ -65,16 +78,22 @@ def stage_settings(stage: Any) -> dict[str, Any]:
     return dict(vars(stage)) if is_dataclass(stage) else {}
 
 # %% ../nbs/11a_saving.ipynb #s5
-REFINEMENTS: dict[str, type] = {"CorrectAndSmooth": CorrectAndSmooth, "Diffusion": Diffusion}
+REFINEMENTS: dict[str, type] = {
+    "CorrectAndSmooth": CorrectAndSmooth,
+    "Diffusion": Diffusion,
+}
 
 
-def settings_to_json(settings: dict[str, Any], features: MovieFeatures) -> dict[str, Any]:
+def settings_to_json(
+    settings: dict[str, Any], features: MovieFeatures
+) -> dict[str, Any]:
     "Settings of a recommender, and its fitted features, for JSON."
     plain = {name: stage_settings(value) or value for name, value in settings.items()}
     kind = type(settings["refinement"]).__name__
     if kind not in REFINEMENTS:
         raise InputError(
-            f"a refinement of your own is saved once it is known: REFINEMENTS[{kind!r}] = {kind}"
+            "a refinement of your own is saved once it is known: "
+            f"REFINEMENTS[{kind!r}] = {kind}"
         )
     return {
         **plain,
@@ -84,43 +103,66 @@ def settings_to_json(settings: dict[str, Any], features: MovieFeatures) -> dict[
 
 # %% ../nbs/11a_saving.ipynb #u9
 STAGES: dict[str, type] = {
-    "graph": GraphConfig, "model": ModelConfig, "training": TrainConfig, "audience": AudienceConfig,
+    "graph": GraphConfig, "model": ModelConfig, "training": TrainConfig,
+    "audience": AudienceConfig,
 }  # fmt: skip
 
 
 def _stage(kind: type, settings: dict[str, Any]) -> Any:
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+    return kind(
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    )
 
 
-def settings_from_json(written: dict[str, Any], features: MovieFeatures) -> dict[str, Any]:
-    "Settings of a recommender back from JSON; raises `InputError` for an unknown kind of refinement."
+def settings_from_json(
+    written: dict[str, Any], features: MovieFeatures
+) -> dict[str, Any]:
+    """Settings of a recommender back from JSON; raises `InputError` for an unknown kind
+    of refinement."""
     settings = {name: _stage(kind, written[name]) for name, kind in STAGES.items()}
     refinement = dict(written["refinement"])
-    check_choice("kind of refinement", kind := refinement.pop("kind"), tuple(REFINEMENTS))
-    rest = {name: written[name] for name in ("labels", "liked", "validation", "ensemble", "seed", "progress")}
+    check_choice(
+        "kind of refinement", kind := refinement.pop("kind"), tuple(REFINEMENTS)
+    )
+    rest = {
+        name: written[name]
+        for name in ("labels", "liked", "validation", "ensemble", "seed", "progress")
+    }
     watch = written["watch"] and _stage(WatchConfig, written["watch"])
     refined = _stage(REFINEMENTS[kind], refinement)
-    return {"features": features, **settings, "refinement": refined, "watch": watch, **rest}
+    return {
+        "features": features,
+        **settings,
+        "refinement": refined,
+        "watch": watch,
+        **rest,
+    }
 
 # %% ../nbs/11a_saving.ipynb #s8
 def _tables(data: Dataset) -> dict[str, pd.DataFrame]:
     "A data set as tables, by id."
     seen = [
-        part for part in (data.seen, None if data.hidden is None else data.hidden.ratings) if part is not None
+        part
+        for part in (data.seen, None if data.hidden is None else data.hidden.ratings)
+        if part is not None
     ]
     return {
         "movies": data.movies.reset_index(names="item_id"),
         "ratings": data.ratings,
         "users": pd.DataFrame({"user_id": data.users}),
-        "thresholds": data.thresholds.rename("threshold").rename_axis("user_id").reset_index(),
+        "thresholds": data.thresholds.rename("threshold")
+        .rename_axis("user_id")
+        .reset_index(),
         "seen": pd.concat(seen, ignore_index=True) if seen else data.ratings[:0],
     }
 
 # %% ../nbs/11a_saving.ipynb #u12
-FORMAT = 8  # goes up whenever an older version could not read, or would misread, a newer model
+# goes up whenever an older version could not read, or would misread, a newer model
+FORMAT = 8
 MODEL_FILES = (
     "model.json", "weights.safetensors", "items.safetensors", "graph.npz",
-    "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet", "seen.parquet",
+    "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet",
+    "seen.parquet",
 )  # fmt: skip
 
 
@@ -131,22 +173,30 @@ def write_model(
     "Write a model as tables, arrays and text."
     data = state.data
     with atomic_folder(folder, "model", sums=True) as fresh:
-        save_tensors(fresh / "weights.safetensors", nn.ModuleList(state.models).state_dict())
-        save_tensors(fresh / "items.safetensors", item_tensors(state.audience, state.watch, data.vectors))
+        save_tensors(
+            fresh / "weights.safetensors", nn.ModuleList(state.models).state_dict()
+        )
+        save_tensors(
+            fresh / "items.safetensors",
+            item_tensors(state.audience, state.watch, data.vectors),
+        )
         sparse.save_npz(fresh / "graph.npz", state.A)
         for name, table in _tables(data).items():
             table.to_parquet(fresh / f"{name}.parquet", index=False)
         about = {
             "format": FORMAT, "version": version("correct_smooth"), "name": data.name,
             "noun": data.noun,
-            "epochs": state.epochs, "own_graph": state.own_graph, "trained": state.trained,
+            "epochs": state.epochs, "own_graph": state.own_graph,
+            "trained": state.trained,
             "settings": settings_to_json(state.settings, state.features),
             "standard": {
                 "liked": data.liked, "fixed": data.fixed, "no_opinion": data.no_opinion,
                 "population": vars(data.people),
             },
         }  # fmt: skip
-        (fresh / "model.json").write_text(json.dumps(about, indent=1, default=np.generic.item))
+        (fresh / "model.json").write_text(
+            json.dumps(about, indent=1, default=np.generic.item)
+        )
 
 # %% ../nbs/11a_saving.ipynb #s11
 def check_sums(
@@ -156,11 +206,17 @@ def check_sums(
 ) -> None:
     "Raise `InputError` unless these files are as they were saved."
     if not isinstance(sums, dict):
-        raise InputError(f"{folder} lacks {MARKER}, the list of its files; copy the whole folder again")
+        raise InputError(
+            f"{folder} lacks {MARKER}, the list of its files; copy the whole "
+            "folder again"
+        )
     for name in names:
         plain = (folder / name).is_file()  # a pipe or a device might never end
         if not plain or checksum(folder / name) != sums.get(name):
-            raise InputError(f"{folder}/{name} is not the file that was saved; it is cut off or changed")
+            raise InputError(
+                f"{folder}/{name} is not the file that was saved; it is cut off "
+                "or changed"
+            )
 
 # %% ../nbs/11a_saving.ipynb #u14
 def _models(
@@ -172,45 +228,65 @@ def _models(
     "The members, with the weights of the folder."
     weights, _ = load_tensors(folder / "weights.safetensors")
     if (held := len({name.partition(".")[0] for name in weights})) != ensemble:
-        raise InputError(f"{folder} holds {held} models, and its settings say {ensemble}")
+        raise InputError(
+            f"{folder} holds {held} models, and its settings say {ensemble}"
+        )
     if any(weight.dtype != torch.float32 for weight in weights.values()):
         raise InputError(f"{folder} holds weights that are not numbers of 32 bits")
     if not all((weight.abs() < 1e15).all() for weight in weights.values()):
-        raise InputError(f"{folder} holds weights that are no numbers, or absurd ones; fit and save again")
+        raise InputError(
+            f"{folder} holds weights that are no numbers, or absurd ones; fit "
+            "and save again"
+        )
     with torch.device("meta"), NoStart():
         models = [ItemUserModel(*size, config).eval() for _ in range(ensemble)]
     nn.ModuleList(models).load_state_dict(weights, assign=True)
     return models
 
 # %% ../nbs/11a_saving.ipynb #s13
-def _dataset(tables: dict[str, pd.DataFrame], about: dict[str, Any], folder: Path) -> Dataset:
+def _dataset(
+    tables: dict[str, pd.DataFrame], about: dict[str, Any], folder: Path
+) -> Dataset:
     "Ratings by position, judged as they were when they were saved."
-    standard, users = about["standard"], pd.Index(tables["users"]["user_id"], name="user_id")
-    checked = movie_data(tables["movies"], tables["ratings"], about["name"], no_opinion="keep")
+    standard, known = about["standard"], about["standard"]["no_opinion"]
+    users = pd.Index(tables["users"]["user_id"], name="user_id")
+    checked = movie_data(
+        tables["movies"], tables["ratings"], about["name"], no_opinion="keep"
+    )
     if not users.is_unique:
         raise InputError(f"{folder} names a user twice")
     check_liked(standard["liked"])
     check_noun(about["noun"])
-    people = Population(**{name: float(value) for name, value in standard["population"].items()})
+    people = Population(
+        **{name: float(value) for name, value in standard["population"].items()}
+    )
     fixed = None if standard["fixed"] is None else float(standard["fixed"])
     usual = people.mean if fixed is None else fixed
-    line = tables["thresholds"].set_index("user_id")["threshold"].reindex(users).fillna(usual)
+    line = (
+        tables["thresholds"]
+        .set_index("user_id")["threshold"]
+        .reindex(users)
+        .fillna(usual)
+    )
     ratings, items = checked.ratings, checked.movies.index
-    user, item = positions(ratings["user_id"], users, "user"), positions(ratings["item_id"], items, "item")
+    user = positions(ratings["user_id"], users, "user")
+    item = positions(ratings["item_id"], items, "item")
     rating = ratings["rating"].to_numpy(np.float32)
     return Dataset(
-        user, item, rating, is_liked(rating, line.to_numpy()[user]).astype(np.float32), users, items, people,
+        user, item, rating, is_liked(rating, line.to_numpy()[user]).astype(np.float32),
+        users, items, people,
         None if fixed is None else line.to_numpy() - people.step / 2,
         movies=checked.movies, thresholds=line, liked=standard["liked"], fixed=fixed,
         timestamp=ratings["timestamp"].to_numpy() if "timestamp" in ratings else None,
         name=checked.name, noun=about["noun"],
-        no_opinion=None if standard["no_opinion"] is None else float(standard["no_opinion"]),
+        no_opinion=None if known is None else float(known),
         seen=check_ratings(tables["seen"], {}) if len(tables["seen"]) else None,
     )  # fmt: skip
 
 # %% ../nbs/11a_saving.ipynb #s18
 def _described(folder: Path) -> dict[str, Any]:
-    "What model.json says, in today's terms; raises `InputError` where it is none of ours."
+    """What model.json says, in today's terms; raises `InputError` where it is none of
+    ours."""
     if not (folder / "model.json").is_file():
         raise InputError(f"there is no saved model in {folder} (no model.json)")
     about = json.loads((folder / "model.json").read_text())
@@ -219,7 +295,8 @@ def _described(folder: Path) -> dict[str, Any]:
     if (found := about["format"]) not in (5, 6, 7, FORMAT):
         way_out = "update correct_smooth" if found > FORMAT else "fit and save it again"
         raise InputError(
-            f"{folder} is in model format {found}, this version reads {FORMAT}, 7, 6 and 5; {way_out}"
+            f"{folder} is in model format {found}, this version reads {FORMAT}, "
+            f"7, 6 and 5; {way_out}"
         )
     files = [name for name in MODEL_FILES if found > 6 or name != "items.safetensors"]
     check_sums(folder, files, read_marker(folder).get("sha256"))
@@ -233,23 +310,37 @@ def _features(state: dict[str, Any]) -> MovieFeatures:
     for name, block in state["blocks"].items():
         for kind in ("idf", "median", "mean", "scale"):
             if not np.isfinite(np.asarray(block.get(kind, []), np.float64)).all():
-                raise InputError(f"the features {name} are scaled by numbers that are none ({kind})")
+                raise InputError(
+                    f"the features {name} are scaled by numbers that are none ({kind})"
+                )
     return features_from_state(state)
 
 # %% ../nbs/11a_saving.ipynb #u20c
 def _of_items(
     folder: Path, data: Dataset, settings: dict[str, Any]
 ) -> tuple[Dataset, np.ndarray, Watch | None]:
-    "Data with vectors, audience, watch scores; raises `InputError` where they are not those of the settings."
+    """Data with vectors, audience, watch scores; raises `InputError` where they are not
+    those of the settings."""
     shape = len(data.items), settings["audience"].axes
     if not (folder / "items.safetensors").is_file():  # a format before
         return data, np.zeros(shape, np.float32), None
     tensors, _ = load_tensors(folder / "items.safetensors")
     audience = tensors["audience"].numpy()
-    if audience.shape != shape or audience.dtype != np.float32 or not (np.abs(audience) < 1e15).all():
-        raise InputError(f"{folder} describes {audience.shape} audiences of items, and {shape} are due")
+    if (
+        audience.shape != shape
+        or audience.dtype != np.float32
+        or not (np.abs(audience) < 1e15).all()
+    ):
+        raise InputError(
+            f"{folder} describes {audience.shape} audiences of items, and "
+            f"{shape} are due"
+        )
     data = replace(data, vectors=vectors_of(tensors, len(data.items)))
-    return data, audience, settings["watch"] and watch_of(tensors, data, settings["watch"])
+    return (
+        data,
+        audience,
+        settings["watch"] and watch_of(tensors, data, settings["watch"]),
+    )
 
 
 def _restored(folder: Path, about: dict[str, Any]) -> Fitted:
@@ -282,43 +373,81 @@ def part_names(folder: Path) -> list[str]:
     "Names of the parts of a model, all of them in this very folder."
     names = json.loads((folder / PARTS).read_text())["parts"]
     listed = isinstance(names, list) and names
-    if not listed or not all(isinstance(n, str) and re.fullmatch("part-[0-9]{5}", n) for n in names):
-        raise InputError(f"{folder}/{PARTS} must name parts such as part-00000; copy the whole folder again")
-    if not all((folder / n / "model.json").is_file() and not (folder / n).is_symlink() for n in names):
-        raise InputError(f"{folder}/{PARTS} names parts that are not there; copy the whole folder again")
-    check_sums(folder, [PARTS, *(f"{n}/{MARKER}" for n in names)], read_marker(folder).get("sha256"))
+    if not listed or not all(
+        isinstance(n, str) and re.fullmatch("part-[0-9]{5}", n) for n in names
+    ):
+        raise InputError(
+            f"{folder}/{PARTS} must name parts such as part-00000; copy the "
+            "whole folder again"
+        )
+    if not all(
+        (folder / n / "model.json").is_file() and not (folder / n).is_symlink()
+        for n in names
+    ):
+        raise InputError(
+            f"{folder}/{PARTS} names parts that are not there; copy the whole "
+            "folder again"
+        )
+    check_sums(
+        folder,
+        [PARTS, *(f"{n}/{MARKER}" for n in names)],
+        read_marker(folder).get("sha256"),
+    )
     return names
 
 # %% ../nbs/11a_saving.ipynb #u24
 @torch.no_grad()
 def stacked(
     parts: list[ItemUserModel],  # of the same items and encoder, and different users
-    order: np.ndarray,  # (n_users,) where in the parts, one after another, each user of the whole stands
+    # (n_users,) where in the parts, one after another, each user of the whole stands
+    order: np.ndarray,
 ) -> ItemUserModel:
-    "One model of all users of several; raises `InputError` where they differ in more than users."
+    """One model of all users of several; raises `InputError` where they differ in more
+    than users."""
     first, *others = (
-        {name: w for name, w in part.state_dict().items() if not name.startswith("user")} for part in parts
+        {
+            name: w
+            for name, w in part.state_dict().items()
+            if not name.startswith("user")
+        }
+        for part in parts
     )
     if any(other.keys() != first.keys() for other in others) or any(
         not torch.equal(other[name], first[name]) for other in others for name in first
     ):
-        raise InputError("these parts have different encoders, so they are not of one model")
+        raise InputError(
+            "these parts have different encoders, so they are not of one model"
+        )
     whole, at = deepcopy(parts[0]), torch.from_numpy(np.asarray(order, np.int64))
     for name in ("user", "user_bias"):
         table = torch.cat([getattr(part, name).weight for part in parts])[at]
-        setattr(whole, name, nn.Embedding.from_pretrained(table, freeze=False, sparse=True))
+        setattr(
+            whole, name, nn.Embedding.from_pretrained(table, freeze=False, sparse=True)
+        )
     return whole
 
 # %% ../nbs/11a_saving.ipynb #s22
 def _joined_data(parts: list[Dataset], users: pd.Index, order: np.ndarray) -> Dataset:
-    "The ratings of all parts; `users` stand one part after the other, and are put in this order."
+    """The ratings of all parts; `users` stand one part after the other, and are put in
+    this order."""
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     first, starts = parts[0], np.cumsum([0, *(len(part.users) for part in parts[:-1])])
-    columns = {"user": [place[part.user + start] for part, start in zip(parts, starts, strict=True)]}
-    names = ("item", "rating", "y", *(["timestamp"] if first.timestamp is not None else []))
+    columns = {
+        "user": [
+            place[part.user + start] for part, start in zip(parts, starts, strict=True)
+        ]
+    }
+    names = (
+        "item",
+        "rating",
+        "y",
+        *(["timestamp"] if first.timestamp is not None else []),
+    )
     columns |= {name: [getattr(part, name) for part in parts] for name in names}
-    joined: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    joined: dict[str, Any] = {
+        name: np.concatenate(arrays) for name, arrays in columns.items()
+    }
     lines = pd.concat([part.thresholds for part in parts]).iloc[order]
     seen = [part.seen for part in parts if part.seen is not None]
     return replace(
@@ -331,16 +460,30 @@ def _joined_data(parts: list[Dataset], users: pd.Index, order: np.ndarray) -> Da
 def _joined(parts: list[Fitted], folder: Path) -> Fitted:
     "One model of the users of all parts."
     first = parts[0]
-    users = pd.Index(np.concatenate([part.data.users for part in parts]), name="user_id")
+    users = pd.Index(
+        np.concatenate([part.data.users for part in parts]), name="user_id"
+    )
     order = users.argsort()
     if not users.is_unique:
         raise InputError(f"{folder} names a user in two parts")
     for part in parts[1:]:
-        states = [json.dumps(features_state(p.features), default=str) for p in (first, part)]
-        if part.A.shape != first.A.shape or (part.A != first.A).nnz or states[0] != states[1]:
-            raise InputError(f"the parts of {folder} are of different models; copy the whole folder again")
+        states = [
+            json.dumps(features_state(p.features), default=str) for p in (first, part)
+        ]
+        if (
+            part.A.shape != first.A.shape
+            or (part.A != first.A).nnz
+            or states[0] != states[1]
+        ):
+            raise InputError(
+                f"the parts of {folder} are of different models; copy the whole "
+                "folder again"
+            )
     data = _joined_data([part.data for part in parts], users, order)
-    models = [stacked(list(member), order) for member in zip(*(part.models for part in parts), strict=True)]
+    models = [
+        stacked(list(member), order)
+        for member in zip(*(part.models for part in parts), strict=True)
+    ]
     watch = first.watch
     if watch is not None:
         M = histories(data, watch.M[:, [-1]], watch.config)
@@ -357,7 +500,9 @@ def read_model(
         folder = Path(folder).expanduser()
         clear_leftovers(folder)
         if (folder / PARTS).is_file():
-            return _joined([read_model(folder / name) for name in part_names(folder)], folder)
+            return _joined(
+                [read_model(folder / name) for name in part_names(folder)], folder
+            )
     with reading(f"the model in {folder}"):
         about = _described(folder)
         try:

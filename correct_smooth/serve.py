@@ -22,7 +22,9 @@ def check_extra() -> None:
     "Raise `InputError` if what the service is made of is not installed."
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
-        raise InputError(f"this needs {' and '.join(missing)}: pip install 'correct_smooth[serve]'")
+        raise InputError(
+            f"this needs {' and '.join(missing)}: pip install 'correct_smooth[serve]'"
+        )
 
 # %% ../nbs/14a_serve.ipynb #z08
 def listener(
@@ -37,12 +39,14 @@ def listener(
     except (OSError, UnicodeError, OverflowError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"cannot listen at {host}, port {port}: {what}; choose another --port or --host"
+            f"cannot listen at {host}, port {port}: {what}; choose another "
+            "--port or --host"
         ) from None
 
 
 def allowed_hosts(host: str) -> list[str]:
-    "Names that a service at this address answers to: at home only those of home, elsewhere any."
+    """Names that a service at this address answers to: at home only those of home,
+    elsewhere any."""
     home = ["localhost", "127.0.0.1", "[::1]"]
     return home if host in ("localhost", "127.0.0.1", "::1") else ["*"]
 
@@ -64,8 +68,10 @@ def run_service(
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config = uvicorn.Config(
-        service(model, allowed_hosts(host)), log_level="warning", access_log=False, server_header=False,
-        timeout_keep_alive=5, timeout_graceful_shutdown=5, limit_concurrency=200, lifespan="off",
+        service(model, allowed_hosts(host)), log_level="warning", access_log=False,
+        server_header=False,
+        timeout_keep_alive=5, timeout_graceful_shutdown=5, limit_concurrency=200,
+        lifespan="off",
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[place])
 
@@ -73,15 +79,19 @@ def run_service(
 @command
 def cs_serve(
     model: str = "",  # folder of a saved model, such as cs_results/model
-    host: str = "127.0.0.1",  # address to listen at; 0.0.0.0: whoever reaches this machine may ask
+    # address to listen at; 0.0.0.0: whoever reaches this machine may ask
+    host: str = "127.0.0.1",
     port: int = 8000,  # 0: any that is free
 ) -> None:
-    "A page and an HTTP service with lists and reasons. Example: cs_serve --model cs_results/model"
+    """A page and an HTTP service with lists and reasons. Example: cs_serve --model
+    cs_results/model"""
     needed(model=model)
     check_extra()
     with listener(host, port) as place:
         recommender = open_model(model)
-        first = recommender.recommend_for({recommender.items_[0]: recommender.data_.rating[0]}, n=1)
+        first = recommender.recommend_for(
+            {recommender.items_[0]: recommender.data_.rating[0]}, n=1
+        )
         recommender.explain_for({}, first["item_id"][0])
         say(f"{address(host, place.getsockname()[1])} (Ctrl-C ends it)")
         try:

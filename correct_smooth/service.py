@@ -68,25 +68,38 @@ class Desk:
         ready = self.recommender.ready_
         if scores == "corrected":
             return ready
-        return replace(ready, scorer=replace(ready.scorer, config=CorrectAndSmooth("own", alpha=0)))
+        return replace(
+            ready, scorer=replace(ready.scorer, config=CorrectAndSmooth("own", alpha=0))
+        )
 
     @cached_property
     def about(self) -> About:
         "What the service knows of."
         data, watch = self.ready().state.data, self.ready().state.watch
-        share = watch.config.liking / (1 + watch.config.liking) if watch is not None else 1.0
+        share = (
+            watch.config.liking / (1 + watch.config.liking)
+            if watch is not None
+            else 1.0
+        )
         low, high = float(data.rating.min()), float(data.rating.max())
         return About(
-            name=data.name, noun=data.noun, items=len(data.items), users=len(data.users),
-            ratings=len(data), watch=watch is not None, both=share, stars=_stars(low, high, data.people.step),
+            name=data.name, noun=data.noun, items=len(data.items),
+            users=len(data.users),
+            ratings=len(data), watch=watch is not None, both=share,
+            stars=_stars(low, high, data.people.step),
         )  # fmt: skip
 
     @cached_property
     def plain(self) -> tuple[pd.Index, np.ndarray]:
-        "The items, and the title of each as it is searched in: words, each with a space before it."
+        """The items, and the title of each as it is searched in: words, each with a
+        space before it."""
         ready = self.ready()
-        plain = {title: f" {plain_title(title)}" for title in dict.fromkeys(ready.titles)}
-        return ready.state.data.items, np.array([plain[title] for title in ready.titles], dtype=object)
+        plain = {
+            title: f" {plain_title(title)}" for title in dict.fromkeys(ready.titles)
+        }
+        return ready.state.data.items, np.array(
+            [plain[title] for title in ready.titles], dtype=object
+        )
 
     @cached_property
     def names(self) -> list[dict[str, Any]]:  # item_id, title, year
@@ -95,7 +108,11 @@ class Desk:
         years = movies.get("year", pd.Series(np.nan, movies.index))
         rows = zip(movies.index.tolist(), self.ready().titles, years, strict=True)
         return [
-            dict(item_id=item, title=title.strip() or f"#{item}", year=None if pd.isna(year) else round(year))
+            dict(
+                item_id=item,
+                title=title.strip() or f"#{item}",
+                year=None if pd.isna(year) else round(year),
+            )
             for item, title, year in rows
         ]
 
@@ -114,7 +131,8 @@ class Desk:
 
 # %% ../nbs/14_service.ipynb #s13
 def search(desk: Desk, query: str, n: int) -> np.ndarray:  # positions
-    "Items whose titles have words that begin like those of the query, and then those that come near."
+    """Items whose titles have words that begin like those of the query, and then those
+    that come near."""
     ready, (items, plain) = desk.ready(), desk.plain
     words = [f" {word}" for word in plain_title(query).split()]
     if not words:
@@ -122,15 +140,23 @@ def search(desk: Desk, query: str, n: int) -> np.ndarray:  # positions
     begins = np.array([all(word in title for word in words) for title in plain])
     popular = ready.popularity[: len(items)]
     first = np.flatnonzero(begins)
-    first = first[np.lexsort((-popular[first], plain[first] != f" {plain_title(query)}"))][:n]
+    first = first[
+        np.lexsort((-popular[first], plain[first] != f" {plain_title(query)}"))
+    ][:n]
     if len(first) == n or "title" not in ready.state.data.movies:
         return first
-    near = find_ids(find_movies(ready.state.data.movies, query, n)["item_id"], ready.state.data.items)
+    near = find_ids(
+        find_movies(ready.state.data.movies, query, n)["item_id"],
+        ready.state.data.items,
+    )
     return np.array([*dict.fromkeys([*first.tolist(), *near.tolist()])], int)[:n]
 
 # %% ../nbs/14_service.ipynb #s16
-def _spoken(person: Person, ready: Ready, i: int, share: float) -> np.ndarray:  # (n_items,)
-    "How much each of a person's items speaks for another one; those that speak at all add up to one."
+def _spoken(
+    person: Person, ready: Ready, i: int, share: float
+) -> np.ndarray:  # (n_items,)
+    """How much each of a person's items speaks for another one; those that speak at all
+    add up to one."""
     total, watch = np.zeros(len(ready.titles), np.float64), ready.state.watch
     kinds = [(share if watch else 1.0, lambda: liking_reasons(person, ready.scorer, i))]
     if watch is not None:
@@ -161,13 +187,16 @@ def because(
         best = np.argsort(-spoken, kind="stable")[:most]
         best = best[spoken[best] > 0]
         out.append([
-            Because(**about, rating=rating[at], liked=rating[at] >= mean, share=spoken[at])
+            Because(**about, rating=rating[at], liked=rating[at] >= mean,
+            share=spoken[at])
             for at, about in zip(best.tolist(), desk.named(best), strict=True)
         ])  # fmt: skip
     return out
 
 # %% ../nbs/14_service.ipynb #s19
-router = APIRouter(responses={code: {"model": Problem} for code in (400, 404, 413, 422)})
+router = APIRouter(
+    responses={code: {"model": Problem} for code in (400, 404, 413, 422)}
+)
 
 
 def desk_of(request: Request) -> Desk:
@@ -193,7 +222,9 @@ def about(desk: _Desk) -> About:
 
 
 @router.get("/items")
-def items(desk: _Desk, query: Annotated[str, Query(max_length=200)], n: _N = 10) -> list[Item]:
+def items(
+    desk: _Desk, query: Annotated[str, Query(max_length=200)], n: _N = 10
+) -> list[Item]:
     "Items by the beginning of their title, or near it."
     return [Item(**about) for about in desk.named(search(desk, query, n))]
 
@@ -206,16 +237,24 @@ def similar(
     at = desk.positions([item_id])
     found = desk.recommender.similar_items(desk.ready().state.data.items[at[0]], n, by)
     rows = desk.named(desk.positions(found["item_id"].tolist()))
-    return [Alike(**about, similarity=s) for about, s in zip(rows, found["similarity"], strict=True)]
+    return [
+        Alike(**about, similarity=s)
+        for about, s in zip(rows, found["similarity"], strict=True)
+    ]
 
 # %% ../nbs/14_service.ipynb #s20
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     "Rows of a table, nothing where a number is missing."
     rows = table.astype(object).to_dict("records")
-    return [{str(name): None if pd.isna(value) else value for name, value in row.items()} for row in rows]
+    return [
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
-def _listed(desk: Desk, top: pd.DataFrame, why: list[list[Because]] | None = None) -> list[Listed]:
+def _listed(
+    desk: Desk, top: pd.DataFrame, why: list[list[Because]] | None = None
+) -> list[Listed]:
     "A list as it goes out."
     named = desk.named(desk.positions(top["item_id"].tolist()) if len(top) else [])
     scores = _rows(top[["rank", "base", "refined", "watch", "score"]])
@@ -223,7 +262,9 @@ def _listed(desk: Desk, top: pd.DataFrame, why: list[list[Because]] | None = Non
     return [Listed(**about, **row, because=told) for about, row, told in rows]
 
 
-def _visitor(desk: Desk, ready: Ready, visit: Visit) -> tuple[Person, sparse.csc_matrix]:
+def _visitor(
+    desk: Desk, ready: Ready, visit: Visit
+) -> tuple[Person, sparse.csc_matrix]:
     "The person that some ratings make; answers 404 for an item that is unknown."
     if visit.ratings:
         desk.positions([one.item_id for one in visit.ratings])
@@ -238,15 +279,22 @@ def recommend(desk: _Desk, wish: Wish) -> list[Listed]:
     if wish.block_items:
         desk.positions(wish.block_items)
     config = ListConfig(
-        wish.n, block_items=wish.block_items, by=wish.by, novelty=wish.novelty, min_ratings=wish.min_ratings
+        wish.n,
+        block_items=wish.block_items,
+        by=wish.by,
+        novelty=wish.novelty,
+        min_ratings=wish.min_ratings,
     )
     top = list_for(ready, person, config, lambda: ready.popularity)
     if not wish.reasons:
         return _listed(desk, top)
     at = desk.positions(top["item_id"].tolist()) if len(top) else np.empty(0, int)
     known = {"like": 1.0, "watch": 0.0, "both": desk.about.both}
-    share = known[wish.by] if isinstance(wish.by, str) else wish.by  # without watch scores, both is 1
-    return _listed(desk, top, because(desk, ready, person, given, at, share, wish.reasons))
+    # without watch scores, both is 1
+    share = known[wish.by] if isinstance(wish.by, str) else wish.by
+    return _listed(
+        desk, top, because(desk, ready, person, given, at, share, wish.reasons)
+    )
 
 
 @router.post("/explain")
@@ -262,12 +310,20 @@ def explain(desk: _Desk, question: Question) -> list[Part]:
 
 @router.get("/users/{user_id}/recommend")
 def recommend_user(
-    desk: _Desk, user_id: _Path, n: _N = 10, by: Literal["both", "watch", "like"] = "both"
+    desk: _Desk,
+    user_id: _Path,
+    n: _N = 10,
+    by: Literal["both", "watch", "like"] = "both",
 ) -> list[Listed]:
     "The best items for a user of the model."
     row = int(desk.positions([user_id], "user")[0])
     ready = desk.ready()
-    return _listed(desk, list_for(ready, ready.person(row), ListConfig(n, by=by), lambda: ready.popularity))
+    return _listed(
+        desk,
+        list_for(
+            ready, ready.person(row), ListConfig(n, by=by), lambda: ready.popularity
+        ),
+    )
 
 # %% ../nbs/14_service.ipynb #s22
 MOST_BYTES = 256 * 1024  # of a request
@@ -301,7 +357,9 @@ class LimitBody:
 
         async def sent(message: _Scope) -> None:
             nonlocal begun
-            if begun or arrived <= self.most:  # else what the application makes of half a request
+            if (
+                begun or arrived <= self.most
+            ):  # else what the application makes of half a request
                 begun = True
                 await send(message)
 
@@ -328,7 +386,11 @@ def _problem(code: int, text: str) -> JSONResponse:
 
 def _place(error: Any) -> str:
     "Where a value stands that does not fit."
-    named = [str(part) for part in error["loc"][1:] if not re.search(r"[-\[(]|^float$", str(part))]
+    named = [
+        str(part)
+        for part in error["loc"][1:]
+        if not re.search(r"[-\[(]|^float$", str(part))
+    ]
     return ".".join(named) or "the request"
 
 
@@ -337,7 +399,9 @@ def _say_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def unfit(_: Request, error: RequestValidationError) -> JSONResponse:
-        told = dict.fromkeys(f"{_place(one)}: {one['msg']}" for one in error.errors()[:5])
+        told = dict.fromkeys(
+            f"{_place(one)}: {one['msg']}" for one in error.errors()[:5]
+        )
         return _problem(422, as_text("; ".join(told)[:1000]))
 
     @app.exception_handler(InputError)
@@ -346,11 +410,15 @@ def _say_errors(app: FastAPI) -> None:
 
     @app.exception_handler(NoRoute)
     def unknown(_: Request, error: NoRoute) -> JSONResponse:
-        return JSONResponse({"detail": as_text(error.detail)}, error.status_code, headers=error.headers)
+        return JSONResponse(
+            {"detail": as_text(error.detail)}, error.status_code, headers=error.headers
+        )
 
     @app.exception_handler(Exception)
     def ours(_: Request, error: Exception) -> JSONResponse:
-        return _problem(500, "something went wrong here; the log of the service says what")
+        return _problem(
+            500, "something went wrong here; the log of the service says what"
+        )
 
 # %% ../nbs/14_service.ipynb #s25
 def page() -> str:
@@ -359,14 +427,16 @@ def page() -> str:
 
 
 def policy(html: str) -> str:
-    "What a browser may do with a page: run its script, show its style, ask its own service."
+    """What a browser may do with a page: run its script, show its style, ask its own
+    service."""
     sums = {
         tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for tag, text in re.findall(r"<(script|style)>(.*?)</\1>", html, re.DOTALL)
     }
     return (
-        f"default-src 'none'; script-src 'sha256-{sums['script']}'; style-src 'sha256-{sums['style']}'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'sha256-{sums['script']}'; style-src "
+        f"'sha256-{sums['style']}'; connect-src 'self'; img-src data:; base-uri "
+        "'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 # %% ../nbs/14_service.ipynb #s26
@@ -393,8 +463,12 @@ def service(
         response = await call_next(request)
         for name, value in _HEADERS.items():
             response.headers[name] = value
-        response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        response.headers.setdefault(
+            "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
+        )
         return response
 
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False
+    )
     return app

@@ -69,7 +69,13 @@ from correct_smooth.recommender import (
     n_judgeable,
     sample_of_users,
 )
-from .results import examples, history_of, shown_users, summary, write_summary
+from correct_smooth.results import (
+    examples,
+    history_of,
+    shown_users,
+    summary,
+    write_summary,
+)
 from .saving import PARTS, Fitted, part_names
 from .tables import write_rows
 from .train import Callback, Trained
@@ -96,7 +102,9 @@ def everybodys_lists(
     "Lists of the users of all ranks, in the order of the ids."
     at = np.flatnonzero(is_own(asked))
     order = np.argsort(np.concatenate(all_gather(at)))
-    return {name: np.concatenate(all_gather(rows))[order] for name, rows in lists.items()}
+    return {
+        name: np.concatenate(all_gather(rows))[order] for name, rows in lists.items()
+    }
 
 # %% ../nbs/13d_shared_run.ipynb #s02g
 def with_mean_of_all(model: Embeddings) -> Embeddings:
@@ -111,13 +119,22 @@ def with_mean_of_all(model: Embeddings) -> Embeddings:
 
 # %% ../nbs/13d_shared_run.ipynb #s03
 class SharedRecommender(CorrectSmoothRecommender):
-    "A recommender of this rank's users, fitted, tuned and evaluated by all ranks together."
+    """A recommender of this rank's users, fitted, tuned and evaluated by all ranks
+    together."""
 
     def fit(
-        self, data: Any, edges: Any = None, callbacks: Sequence[Callback] = (), features: Any = None
+        self,
+        data: Any,
+        edges: Any = None,
+        callbacks: Sequence[Callback] = (),
+        features: Any = None,
     ) -> Self:
         "As in one process, with this rank's ratings; settings are compared first."
-        settings = {name: value for name, value in self.get_params().items() if name != "progress"}
+        settings = {
+            name: value
+            for name, value in self.get_params().items()
+            if name != "progress"
+        }
         agree(settings=str(settings), movies=digest(data.movies.reset_index()))
         return super().fit(data, edges, callbacks, features)
 
@@ -125,7 +142,9 @@ class SharedRecommender(CorrectSmoothRecommender):
         return everybodys_population(pairs)
 
     def _hidden(self, data: Dataset, share: float) -> np.ndarray | None:
-        hidden = holdout(data, share, generator_behind(self.seed, count_before(len(data))))
+        hidden = holdout(
+            data, share, generator_behind(self.seed, count_before(len(data)))
+        )
         return hidden if self._in_all(int(hidden.sum())) else None
 
     def _in_all(self, n: int) -> int:
@@ -150,19 +169,33 @@ class SharedRecommender(CorrectSmoothRecommender):
             A = shared_graph(X, blocks, pairs, config)
         else:
             A = super()._graph(X, blocks, config, pairs, given, dropped)
-        agree(movies=digest(X.data, X.indices, X.indptr), graph=digest(A.data, A.indices, A.indptr))
+        agree(
+            movies=digest(X.data, X.indices, X.indptr),
+            graph=digest(A.data, A.indices, A.indptr),
+        )
         return A
 
     def _train(
-        self, X: sparse.csr_matrix, pairs: Interactions, valid: Interactions | None = None, **how: Any
+        self,
+        X: sparse.csr_matrix,
+        pairs: Interactions,
+        valid: Interactions | None = None,
+        **how: Any,
     ) -> Trained:
-        how = {"model_config": self.model, "config": self.training, "progress": self.progress, **how}
+        how = {
+            "model_config": self.model,
+            "config": self.training,
+            "progress": self.progress,
+            **how,
+        }
         return train_shared(X, pairs, valid, **how, audience=self.audience)
 
     def _audience(self, pairs: Interactions) -> np.ndarray:
         return shared_audience(pairs, self.audience)
 
-    def _watch(self, pairs: Interactions, S: sparse.csr_matrix, config: WatchConfig) -> Watch:
+    def _watch(
+        self, pairs: Interactions, S: sparse.csr_matrix, config: WatchConfig
+    ) -> Watch:
         return fit_watch(pairs, S, config, all_reduce_sum if world_size() > 1 else None)
 
     def _popularity(self) -> np.ndarray:
@@ -172,23 +205,34 @@ class SharedRecommender(CorrectSmoothRecommender):
         model = super()._average(state, X)
         return model if world_size() == 1 else with_mean_of_all(model)
 
-    def evaluate(self, test: Any, metrics: Mapping[str, Metric] | None = None) -> Evaluation:
-        "As in one process; per-user metrics are of all users, predictions of this rank's."
+    def evaluate(
+        self, test: Any, metrics: Mapping[str, Metric] | None = None
+    ) -> Evaluation:
+        """As in one process; per-user metrics are of all users, predictions of this
+        rank's."""
         predictions = self._predictions(test)
-        users = everybodys_metrics(predictions, pd.Series(self.data_.counts, self.users_), metrics)
+        users = everybodys_metrics(
+            predictions, pd.Series(self.data_.counts, self.users_), metrics
+        )
         found = evaluation(predictions, users, self.seed)
         asked = sample_of_users(found.users["user_id"], self.seed)
         mine, popularity = asked[is_own(asked)], self._popularity()
         lists = self._lists(self._rows(mine), popularity)
         judged = gather_table(self._judged_lists(lists, mine, predictions))
         judged = judged.sort_values("user_id", kind="stable", ignore_index=True)
-        facts: dict[str, Any] = {"popularity": popularity, "n_users": int(all_reduce_sum(len(self.users_)))}
-        return replace(found, lists=everybodys_lists(asked, lists), list_users=judged, **facts)
+        facts: dict[str, Any] = {
+            "popularity": popularity,
+            "n_users": int(all_reduce_sum(len(self.users_))),
+        }
+        return replace(
+            found, lists=everybodys_lists(asked, lists), list_users=judged, **facts
+        )
 
 # %% ../nbs/13d_shared_run.ipynb #s05a
 @contextmanager
 def shared_checkpoints(out: Path) -> Iterator[Path]:  # `out`: folder for the results
-    "The folder for checkpoints, held by rank 0; where it cannot be, all ranks end and say why."
+    """The folder for checkpoints, held by rank 0; where it cannot be, all ranks end and
+    say why."""
     if rank() > 0:
         if trouble := broadcast():
             raise InputError(trouble)
@@ -206,7 +250,8 @@ def shared_checkpoints(out: Path) -> Iterator[Path]:  # `out`: folder for the re
 # %% ../nbs/13d_shared_run.ipynb #s05c
 @contextmanager
 def shared_results(out: Path) -> Iterator[Path]:
-    "A fresh folder for all ranks to write into; it takes its name when all of them are done."
+    """A fresh folder for all ranks to write into; it takes its name when all of them
+    are done."""
     if rank() == 0:
         with atomic_folder(out, "results") as fresh:
             yield Path(broadcast(str(fresh)))
@@ -241,7 +286,8 @@ def hold_back_here(
     seed: int,
     before: int,  # ratings that the ranks before this one hold
 ) -> np.ndarray:  # (n,) True where held back
-    "This rank's part of what one process would hold back; raises `InputError` for what it cannot know."
+    """This rank's part of what one process would hold back; raises `InputError` for
+    what it cannot know."""
     if world_size() > 1:
         check_choice("split (of several processes)", how, ("random", "last"))
     if how == "random":
@@ -252,8 +298,12 @@ def hold_back_here(
 class SharedRun(Run):
     "The stages of a run, each done by all ranks together."
 
-    def __init__(self, source: Any, out: Path, recommender: CorrectSmoothRecommender, *rest: Any):
-        super().__init__(source, out, SharedRecommender(**recommender.get_params(deep=False)), *rest)
+    def __init__(
+        self, source: Any, out: Path, recommender: CorrectSmoothRecommender, *rest: Any
+    ):
+        super().__init__(
+            source, out, SharedRecommender(**recommender.get_params(deep=False)), *rest
+        )
 
     @contextmanager
     def checkpoints(self) -> Iterator[list[Callback]]:
@@ -266,17 +316,27 @@ class SharedRun(Run):
         data, before = load_shard(self.source, **self.reading)
         whole, settings = index_ratings(data), self.recommender
         hidden = hold_back_here(whole, self.split, self.share, settings.seed, before)
-        people = everybodys_population(some_ratings(whole, ~hidden, np.arange(len(whole.users))))
+        people = everybodys_population(
+            some_ratings(whole, ~hidden, np.arange(len(whole.users)))
+        )
         parts = split(whole, hidden, settings.labels, settings.liked, people)
         known, held = map(shard_of, parts)
         check_opinions(people, int(all_reduce_sum(len(known))))
         check_judgeable(int(all_reduce_sum(n_judgeable(held))))
-        here = {"users": int(is_own(whole.users).sum()), "ratings": len(known) + len(held)}
-        return data.counts() | {what: int(all_reduce_sum(n)) for what, n in here.items()}, known, held
+        here = {
+            "users": int(is_own(whole.users).sum()),
+            "ratings": len(known) + len(held),
+        }
+        return (
+            data.counts() | {what: int(all_reduce_sum(n)) for what, n in here.items()},
+            known,
+            held,
+        )
 
     @contextmanager
     def results(self) -> Iterator[Path]:
-        "A fresh folder for all ranks to write into; it takes its name when all of them are done."
+        """A fresh folder for all ranks to write into; it takes its name when all of
+        them are done."""
         with shared_results(self.out) as fresh:
             yield fresh
 
@@ -284,10 +344,14 @@ class SharedRun(Run):
         "A part of each rank, and all of them as one CSV."
         if world_size() == 1:
             return super().write_lists(fresh)
-        self.recommender.write_recommendations(own_part(fresh / "recommendations.parquet"), n=self.n)
+        self.recommender.write_recommendations(
+            own_part(fresh / "recommendations.parquet"), n=self.n
+        )
         barrier()
         if rank() == 0:
-            parts_as_csv(fresh / "recommendations.parquet", fresh / "recommendations.csv")
+            parts_as_csv(
+                fresh / "recommendations.parquet", fresh / "recommendations.csv"
+            )
 
     def write_tuning(self, tuning: Tuning, fresh: Path) -> None:
         "The same on every rank, and written by one."
@@ -308,12 +372,18 @@ class SharedRun(Run):
             part_names(folder)  # where ranks do not share a disk, some are not there
 
     def write_evaluation(
-        self, judged: Evaluation, counts: dict[str, Any], seconds: dict[str, float], fresh: Path
+        self,
+        judged: Evaluation,
+        counts: dict[str, Any],
+        seconds: dict[str, float],
+        fresh: Path,
     ) -> dict[str, Any]:
         "Tables in parts; figures, page and summary by rank 0; the others return none."
         if world_size() == 1:
             return super().write_evaluation(judged, counts, seconds, fresh)
-        judged.predictions.to_parquet(own_part(fresh / "predictions.parquet"), index=False)
+        judged.predictions.to_parquet(
+            own_part(fresh / "predictions.parquet"), index=False
+        )
         theirs = judged.users[is_own(judged.users["user_id"])]
         theirs.to_parquet(own_part(fresh / "per_user_metrics.parquet"), index=False)
         users, data = shown_users(judged), self.recommender.data_
@@ -321,10 +391,15 @@ class SharedRun(Run):
         history = history_of(data, data.users.get_indexer(pd.Index(mine)))
         scores = judged.predictions[["label", "base", "refined"]]
         tables = (history, self.recommender.recommend(mine), scores)
-        history, tops, scores = (gather_table(table, first_only=True) for table in tables)
+        history, tops, scores = (
+            gather_table(table, first_only=True) for table in tables
+        )
         if rank() > 0:
             return {}
         found = summary(self.recommender, counts, judged, seconds)
         return write_summary(
-            found, replace(judged, predictions=scores), examples(users, history, tops), fresh
+            found,
+            replace(judged, predictions=scores),
+            examples(users, history, tops),
+            fresh,
         )

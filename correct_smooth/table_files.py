@@ -26,13 +26,20 @@ from typing import IO, Any, Literal
 import pandas as pd
 import pyarrow.parquet as pq
 
-from .checks import InputError, check_parquet, check_size, printable, reading
+from correct_smooth.checks import (
+    InputError,
+    check_parquet,
+    check_size,
+    printable,
+    reading,
+)
 from .json_lines import json_blocks, pick_json
 from .tables import open_table, read_csv
 
 # %% ../nbs/10h_table_files.ipynb #t05
 class _Unpacked(io.RawIOBase):
-    "What is in a gzip file, from its beginning; `InputError` once it is more than is plausible."
+    """What is in a gzip file, from its beginning; `InputError` once it is more than is
+    plausible."""
 
     def __init__(self, packed: IO[bytes], where: str, held: int):
         self.packed, self.where, self.held = packed, where, held
@@ -70,13 +77,20 @@ class TableFile:
     start: Callable[[], IO[bytes]] = field(repr=False)  # opens it as it is
     held: int = field(repr=False)  # bytes that it takes as it is
 
-    def open(self) -> Any:  # bytes from the beginning, which can be read again after seek(0)
-        "The file, unpacked if it is packed; raises `InputError` where it cannot be opened."
+    def open(
+        self,
+    ) -> Any:  # bytes from the beginning, which can be read again after seek(0)
+        """The file, unpacked if it is packed; raises `InputError` where it cannot be
+        opened."""
         with reading(self.where):
             file = self.start()
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            whole = io.BufferedReader(_Unpacked(file, self.where, self.held), 2**16) if packed else file
+            whole = (
+                io.BufferedReader(_Unpacked(file, self.where, self.held), 2**16)
+                if packed
+                else file
+            )
             return open_table(whole, self.where)
 
 # %% ../nbs/10h_table_files.ipynb #t09
@@ -85,7 +99,9 @@ def _bare(name: str) -> str:
     return name[:-3] if name.lower().endswith(".gz") else name
 
 
-def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, held: int) -> IO[bytes]:
+def _open_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, held: int
+) -> IO[bytes]:
     "A file of a zip, unless it would unpack to something absurd."
     check_size(where, member.file_size, held)
     return archive.open(member)
@@ -97,7 +113,8 @@ def _zipped(path: Path) -> Iterator[tuple[int, TableFile]]:
     for member in archive.infolist():
         *folders, name = member.filename.replace("\\", "/").split("/")
         if name[:1] not in ("", ".") and "__MACOSX" not in folders:
-            where, held = f"{printable(member.filename)} in {path}", min(member.compress_size, size)
+            where = f"{printable(member.filename)} in {path}"
+            held = min(member.compress_size, size)
             start = partial(_open_member, archive, member, where, held)
             yield len(folders), TableFile(_bare(name), where, start, held)
 
@@ -113,7 +130,10 @@ def _unzipped(paths: Iterable[Path]) -> Iterator[tuple[int, TableFile]]:
         if path.is_file() and path.name[:1] != ".":
             size = path.stat().st_size
             bare = _bare(path.name)
-            yield path.name != bare, TableFile(bare, str(path), partial(_open_file, path), size)
+            yield (
+                path.name != bare,
+                TableFile(bare, str(path), partial(_open_file, path), size),
+            )
 
 # %% ../nbs/10h_table_files.ipynb #t10
 def _refused(message: str) -> IO[bytes]:
@@ -124,7 +144,8 @@ def _refused(message: str) -> IO[bytes]:
 def table_files(
     path: str | Path,  # a folder, a zip or a file
 ) -> dict[str, TableFile]:  # by name, in the order of names
-    "The files that may hold tables; one whose name is that of another as near cannot be opened."
+    """The files that may hold tables; one whose name is that of another as near cannot
+    be opened."""
     path = Path(path).expanduser()
     with reading(path):
         if path.is_dir():
@@ -137,27 +158,39 @@ def table_files(
     files, depths = dict[str, TableFile](), dict[str, int]()
     for depth, file in sorted(found, key=lambda one: (one[1].name, one[0])):
         if depths.setdefault(file.name, depth) == depth and file.name in files:
-            twice = f"{path} holds several files of one name, {printable(file.name)}; leave one of them in it"
+            twice = (
+                f"{path} holds several files of one name, "
+                f"{printable(file.name)}; leave one of them in it"
+            )
             files[file.name] = replace(file, start=partial(_refused, twice))
         files.setdefault(file.name, file)
     return files
 
 # %% ../nbs/10h_table_files.ipynb #t13
 _MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-_UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_UTF8 = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
 
 
 def find_encoding(
     blocks: Iterable[bytes],  # a text from its beginning, in whole lines
 ) -> tuple[str, str]:  # its name, and how errors are treated: strict, or replace
-    "How letters are written: as the mark says, UTF-8, Windows-1252 or Latin-1, whichever fits first."
+    """How letters are written: as the mark says, UTF-8, Windows-1252 or Latin-1,
+    whichever fits first."""
     letters, bad, odd, mark = 0, 0, set[int](), None
     for n, block in enumerate(blocks):
         mark = mark or next(
-            (name for sign, name in _MARKS.items() if n == 0 and block.startswith(sign)), None
+            (
+                name
+                for sign, name in _MARKS.items()
+                if n == 0 and block.startswith(sign)
+            ),
+            None,
         )
         if mark not in (None, "utf-8-sig"):
             return str(mark), "strict"
@@ -168,7 +201,8 @@ def find_encoding(
             block.decode()
         except UnicodeDecodeError:
             if b"\0" in block:
-                return "utf-8", "strict"  # no text in letters of one byte: an error will say so
+                # no text in letters of one byte: an error will say so
+                return "utf-8", "strict"
             high = _UTF8.sub(b"", block).translate(None, bytes(range(128)))
             bad, odd = bad + (len(high) or 1), odd | set(high)
     if not bad or mark or letters > bad:
@@ -196,7 +230,8 @@ def _rows(text: str, sep: str, escape: bool = False) -> list[list[str]]:
 
 
 def _fit(text: str, sep: str, escape: bool = False) -> tuple[float, int]:
-    "The share of rows as wide as the first, and its width; no share if it has one cell only."
+    """The share of rows as wide as the first, and its width; no share if it has one
+    cell only."""
     widths = [len(row) for row in _rows(text, sep, escape)] or [1]
     return (widths.count(widths[0]) / len(widths) if widths[0] > 1 else 0), widths[0]
 
@@ -216,11 +251,19 @@ def has_heading(
     numbers = [at for at, cell in enumerate(first) if _NUMBER.fullmatch(cell)]
     if 4 <= len(numbers) < len(first):
         counted = [first[at].strip() for at in numbers]
-        if any(counted == [str(n + start) for n in range(len(counted))] for start in (0, 1)):
+        if any(
+            counted == [str(n + start) for n in range(len(counted))] for start in (0, 1)
+        ):
             return True
     whole = [row for row in rest if len(row) == len(first)]
-    columns = (at for at in range(len(first)) if whole and all(_NUMBER.fullmatch(row[at]) for row in whole))
-    return not numbers or any(at not in numbers and not re.search(r"\d", first[at]) for at in columns)
+    columns = (
+        at
+        for at in range(len(first))
+        if whole and all(_NUMBER.fullmatch(row[at]) for row in whole)
+    )
+    return not numbers or any(
+        at not in numbers and not re.search(r"\d", first[at]) for at in columns
+    )
 
 # %% ../nbs/10h_table_files.ipynb #t21
 _SAMPLE = 2**18  # bytes that are looked at
@@ -228,7 +271,8 @@ _SAMPLE = 2**18  # bytes that are looked at
 
 @dataclass(frozen=True)
 class Table:
-    "A table in a file: what kind, what its columns are called, and for text how it is written."
+    """A table in a file: what kind, what its columns are called, and for text how it is
+    written."""
 
     file: TableFile
     kind: Literal["text", "json", "parquet"]
@@ -237,9 +281,12 @@ class Table:
     encoding: str = "utf-8"
     errors: str = "strict"
     heading: bool = True
-    escape: bool = False  # a quote inside a text has a backslash before it, rather than being doubled
-    found: tuple[str, ...] = ()  # what of these was found, of which there is something to say
-    rows: tuple[tuple[str, ...], ...] = field(default=(), repr=False)  # the first ones of a text
+    # a quote inside a text has a backslash before it, rather than being doubled
+    escape: bool = False
+    # what of these was found, of which there is something to say
+    found: tuple[str, ...] = ()
+    # the first ones of a text
+    rows: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
     told: bool = False  # whether its encoding was set, and is not to be looked for
 
     def note(self, dropped: dict[str, int]) -> None:
@@ -250,44 +297,80 @@ class Table:
         told["escape"] = "with backslashes before quotes"
         if self.found:
             said = ", ".join(told[what] for what in self.found)
-            dropped[f"note: file read as a table {said}: {printable(self.file.name)}"] = 1
+            dropped[
+                f"note: file read as a table {said}: {printable(self.file.name)}"
+            ] = 1
 
 # %% ../nbs/10h_table_files.ipynb #t22
 def _check_form(sep: str | None, encoding: str | None) -> None:
-    "Raise `InputError` unless a separator and an encoding, where they are set, can be used."
-    unfit = not isinstance(sep, str) or (sep != "::" and (len(sep) != 1 or sep in '\r\n"\0\\'))
+    """Raise `InputError` unless a separator and an encoding, where they are set, can be
+    used."""
+    unfit = not isinstance(sep, str) or (
+        sep != "::" and (len(sep) != 1 or sep in '\r\n"\0\\')
+    )
     if sep is not None and unfit:
         raise InputError(f"sep must be one letter or '::', got {sep!r}"[:300])
     try:
         if encoding is not None:
             "".encode(encoding)
     except (LookupError, TypeError, ValueError) as error:
-        message = f"encoding must be one that Python knows, such as cp1252; got {encoding!r}"
+        message = (
+            f"encoding must be one that Python knows, such as cp1252; got {encoding!r}"
+        )
         raise InputError(message[:300]) from error
 
 
-def _text_table(file: TableFile, raw: bytes, sep: str | None, encoding: str | None) -> Table:
+def _text_table(
+    file: TableFile, raw: bytes, sep: str | None, encoding: str | None
+) -> Table:
     "A table of text by its first bytes."
     lines = raw[: raw.rfind(b"\n") + 1] if len(raw) == _SAMPLE else raw
-    letters, errors = (encoding, "strict") if encoding else find_encoding([lines or raw])
+    letters, errors = (
+        (encoding, "strict") if encoding else find_encoding([lines or raw])
+    )
     text = (lines or raw).decode(letters, "replace").removeprefix("\ufeff")
     between = sep or find_separator(text)
-    within = re.search(rf'\\"(?!\s*(?:{re.escape(between)}|[\r\n]|$))', text)  # \" in the middle of a cell
-    escape = between != "::" and within is not None and _fit(text, between, True) >= _fit(text, between)
+    # \" in the middle of a cell
+    within = re.search(rf'\\"(?!\s*(?:{re.escape(between)}|[\r\n]|$))', text)
+    escape = (
+        between != "::"
+        and within is not None
+        and _fit(text, between, True) >= _fit(text, between)
+    )
     rows = _rows(text, between, escape)
     if not rows:
         raise InputError(f"{file.where} cannot be read: No columns to parse from file")
     heading = has_heading(rows)
-    names = [name.strip() for name in rows[0]] if heading else [str(k + 1) for k in range(len(rows[0]))]
+    names = (
+        [name.strip() for name in rows[0]]
+        if heading
+        else [str(k + 1) for k in range(len(rows[0]))]
+    )
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
         raise InputError(f"{file.where} has the column {twice[0]!r} twice; remove one")
     usual = "\t" if file.name.lower().endswith((".tsv", ".tab")) else ","
-    odd = {"sep": not sep and between != usual, "encoding": not encoding and letters != "utf-8"}
+    odd = {
+        "sep": not sep and between != usual,
+        "encoding": not encoding and letters != "utf-8",
+    }
     odd |= {"errors": errors == "replace", "heading": not heading, "escape": escape}
-    found, more = tuple(what for what in odd if odd[what]), tuple(map(tuple, rows[heading:]))
+    found = tuple(what for what in odd if odd[what])
+    more = tuple(map(tuple, rows[heading:]))
     told = bool(encoding)
-    return Table(file, "text", tuple(names), between, letters, errors, heading, escape, found, more, told)
+    return Table(
+        file,
+        "text",
+        tuple(names),
+        between,
+        letters,
+        errors,
+        heading,
+        escape,
+        found,
+        more,
+        told,
+    )
 
 # %% ../nbs/10h_table_files.ipynb #t25c
 def _read_json(table: "Table", columns: Collection[str] | None) -> pd.DataFrame:
@@ -299,7 +382,13 @@ def _read_json(table: "Table", columns: Collection[str] | None) -> pd.DataFrame:
                     return picked
         with table.file.open() as file:
             parts = [
-                block[[name for name in block.columns if columns is None or name in columns]]
+                block[
+                    [
+                        name
+                        for name in block.columns
+                        if columns is None or name in columns
+                    ]
+                ]
                 for block in json_blocks(file)
             ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -330,11 +419,19 @@ def _read_text(table: Table, kinds: dict[str, Any]) -> pd.DataFrame:
         form |= {"header": None, "names": list(table.columns)}
     if table.escape:
         form |= {"escapechar": "\\"}
-    quick = kinds if (table.encoding, table.errors, table.escape) == ("utf-8", "strict", False) else None
+    quick = (
+        kinds
+        if (table.encoding, table.errors, table.escape) == ("utf-8", "strict", False)
+        else None
+    )
     source, where = table.file.open(), table.file.where
     if table.sep == "::":
         with reading(where), source:
-            text = source.read().decode(table.encoding, table.errors).removeprefix("\ufeff")
+            text = (
+                source.read()
+                .decode(table.encoding, table.errors)
+                .removeprefix("\ufeff")
+            )
         source, quick = io.StringIO(text.replace("::", "\x1f"), newline=""), None
         form |= {"sep": "\x1f", "quoting": csv.QUOTE_NONE}
     elif quick is None or (table.encoding, table.errors) != ("utf-8", "strict"):
@@ -351,7 +448,8 @@ def _read_parquet(table: Table) -> pd.DataFrame:
         source = io.BytesIO(opened.read())
         check_parquet(source, table.file.where)
         cells = pq.read_table(source)
-        cells.validate(full=True)  # text that is no UTF-8 shows up here rather than anywhere later
+        # text that is no UTF-8 shows up here rather than anywhere later
+        cells.validate(full=True)
         frame = cells.to_pandas()
         return frame.reset_index() if frame.index.names != [None] else frame
 
@@ -360,21 +458,32 @@ def read_table(
     table: Table,  # as `find_table` gives it
     dropped: dict[str, int],  # how it is written is noted here
     columns: Collection[str] | None = None,  # of JSON, those to keep; None: all
-    kinds: dict[str, Any] | None = None,  # of columns of text that should hold numbers only
+    # of columns of text that should hold numbers only
+    kinds: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     "All of a table, a text as texts; raises `InputError` where it cannot be read."
     if table.kind != "text":
-        return _read_parquet(table) if table.kind == "parquet" else _read_json(table, columns)
+        return (
+            _read_parquet(table)
+            if table.kind == "parquet"
+            else _read_json(table, columns)
+        )
     try:
         cells = _read_text(table, kinds or {})
     except InputError as error:
         if table.told or not isinstance(error.__cause__, UnicodeError):
             raise
         with reading(table.file.where), table.file.open() as file:
-            encoding, errors = find_encoding(iter(lambda: b"".join(file.readlines(2**20)), b""))
+            encoding, errors = find_encoding(
+                iter(lambda: b"".join(file.readlines(2**20)), b"")
+            )
         if (encoding, errors) == (table.encoding, table.errors):
             raise
-        found = (*table.found, "encoding") if encoding != table.encoding else (*table.found, "errors")
+        found = (
+            (*table.found, "encoding")
+            if encoding != table.encoding
+            else (*table.found, "errors")
+        )
         table = replace(table, encoding=encoding, errors=errors, found=found)
         cells = _read_text(table, {})
     table.note(dropped)

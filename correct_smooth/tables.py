@@ -27,15 +27,20 @@ from .files import atomic_file
 # %% ../nbs/10d_tables.ipynb #c005
 def refuse_page(head: bytes, where: str) -> None:
     "Raise `InputError` for what begins as a web page does."
-    if re.match(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|\?xml|head)", head, re.IGNORECASE):
-        raise InputError(f"{where} is a web page, not a table; download the file itself")
+    if re.match(
+        rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|\?xml|head)", head, re.IGNORECASE
+    ):
+        raise InputError(
+            f"{where} is a web page, not a table; download the file itself"
+        )
 
 # %% ../nbs/10d_tables.ipynb #rb_open
 def open_table(source: Any, where: str) -> Any:
     "A file, or one that is open already, from its beginning."
     if isinstance(source, (str, Path)):
         if Path(source).exists() and not Path(source).is_file():
-            raise InputError(f"{where} is no file")  # a pipe or a device might never end
+            # a pipe or a device might never end
+            raise InputError(f"{where} is no file")
         source = open(source, "rb")  # closed by whoever asked
     if not isinstance(source, io.TextIOBase):
         refuse_page(source.read(1_000), where)
@@ -43,7 +48,11 @@ def open_table(source: Any, where: str) -> Any:
     return source
 
 # %% ../nbs/10d_tables.ipynb #fr
-_NULLABLE = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}
+_NULLABLE = {
+    pa.bool_(): pd.BooleanDtype(),
+    pa.int64(): pd.Int64Dtype(),
+    pa.uint64(): pd.UInt64Dtype(),
+}
 _NULLABLE |= {pa.int32(): pd.Int32Dtype(), pa.uint32(): pd.UInt32Dtype()}
 
 
@@ -55,26 +64,37 @@ def _as_arrow(table: Any, what: str) -> pa.Table:
         return narwhals.from_native(table, eager_only=True).to_arrow()
     except TypeError as error:
         if hasattr(table, "__arrow_c_stream__"):
-            with suppress(pa.ArrowException):  # a stream of something else, such as one column
+            with suppress(
+                pa.ArrowException
+            ):  # a stream of something else, such as one column
                 return pa.table(table)
         more = (
-            "collect it first" if hasattr(table, "collect") else "a table of polars or Arrow will do as well"
+            "collect it first"
+            if hasattr(table, "collect")
+            else "a table of polars or Arrow will do as well"
         )
-        raise InputError(f"{what} must be a pandas DataFrame, got {type(table).__name__}; {more}") from error
+        raise InputError(
+            f"{what} must be a pandas DataFrame, got {type(table).__name__}; {more}"
+        ) from error
 
 
 def as_frame(
-    table: Any,  # of pandas, polars, Arrow, or whatever narwhals or Arrow's PyCapsule interface know
+    # of pandas, polars, Arrow, or whatever narwhals or Arrow's PyCapsule interface know
+    table: Any,
     what: str,  # it is, for the message
 ) -> pd.DataFrame:
-    "A table as pandas has it, one of pandas as it is; raises `InputError` for what is no table."
+    """A table as pandas has it, one of pandas as it is; raises `InputError` for what is
+    no table."""
     if isinstance(table, pd.DataFrame):
         return table
     with reading(what):
         arrow = _as_arrow(table, what)
         gaps = {column.type for column in arrow.columns if column.null_count}
-        frame = arrow.to_pandas(types_mapper=lambda kind: _NULLABLE.get(kind) if kind in gaps else None)
-    return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column
+        frame = arrow.to_pandas(
+            types_mapper=lambda kind: _NULLABLE.get(kind) if kind in gaps else None
+        )
+    # a named index is a column
+    return frame.reset_index(drop=frame.index.names == [None])
 
 # %% ../nbs/10d_tables.ipynb #rb_padded
 def _padded(block: bytes) -> bool:
@@ -109,15 +129,20 @@ class _Watched(io.RawIOBase):
         return len(some)
 
 
-def _read_numbers(file: BinaryIO, kinds: dict[str, Any], **form: Any) -> pd.DataFrame | None:
-    "A CSV with columns of numbers; None where a cell of theirs is missing, no number or of absurd size."
+def _read_numbers(
+    file: BinaryIO, kinds: dict[str, Any], **form: Any
+) -> pd.DataFrame | None:
+    """A CSV with columns of numbers; None where a cell of theirs is missing, no number
+    or of absurd size."""
     try:
         watched = _Watched(file)
         with np.errstate(invalid="ignore"), io.BufferedReader(watched) as bytes_:
             kind = defaultdict(lambda: str, kinds)
             table = pd.read_csv(bytes_, dtype=kind, **_ONLY_EMPTY_IS_MISSING, **form)
         sound = all(
-            table[name].between(-1e15, 1e15, inclusive="neither").all() for name in kinds if name in table
+            table[name].between(-1e15, 1e15, inclusive="neither").all()
+            for name in kinds
+            if name in table
         )
         return table if sound and not watched.padded else None
     except UNREADABLE:
@@ -131,22 +156,30 @@ def pick(
     optional: Collection[str] = (),  # columns that need not be there
 ) -> pd.DataFrame:
     "Some columns, renamed; raises `InputError` where one is not there."
-    absent = [name for name in columns if name not in table.columns and name not in optional]
+    absent = [
+        name for name in columns if name not in table.columns and name not in optional
+    ]
     if absent:
         found = ", ".join(map(str, table.columns[:30]))
-        raise InputError(f"{where} lacks the column {', '.join(absent)}; found: {found}")
-    return table[[name for name in columns if name in table.columns]].rename(columns=columns)
+        raise InputError(
+            f"{where} lacks the column {', '.join(absent)}; found: {found}"
+        )
+    return table[[name for name in columns if name in table.columns]].rename(
+        columns=columns
+    )
 
 
 def read_csv(
     source: Any,  # a file, or one that is open
-    columns: dict[str, str] | None = None,  # to keep, and what to call them; None: all as they are
+    # to keep, and what to call them; None: all as they are
+    columns: dict[str, str] | None = None,
     where: str = "",
     kinds: dict[str, Any] | None = None,  # of columns that should hold numbers only
     optional: Collection[str] = (),  # columns that need not be there
     **kwargs: Any,
 ) -> pd.DataFrame:
-    "Columns of a CSV as text, renamed; only an empty cell is missing (a movie may be called NA)."
+    """Columns of a CSV as text, renamed; only an empty cell is missing (a movie may be
+    called NA)."""
     where = where or str(source)
     with reading(where), open_table(source, where) as file:
         head = _read_numbers(file, kinds, **kwargs) if kinds else None
@@ -155,12 +188,14 @@ def read_csv(
             head = pd.read_csv(file, dtype=str, **_ONLY_EMPTY_IS_MISSING, **kwargs)
         if not isinstance(head.index, pd.RangeIndex):
             raise InputError(
-                f"{where}: its rows have more cells than its header; quote texts that hold the separator"
+                f"{where}: its rows have more cells than its header; quote texts "
+                "that hold the separator"
             )
     return head if columns is None else pick(head, columns, where, optional)
 
 # %% ../nbs/10d_tables.ipynb #c008
-_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # in letters of either width
+# in letters of either width
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def _change_texts(
@@ -171,16 +206,21 @@ def _change_texts(
     for at, (_, column) in enumerate(table.items()):
         if column.dtype.kind == "O":  # text, or anything
             texts = column.astype(object)
-            hit = texts.map(lambda cell: isinstance(cell, str) and bool(which(cell))).to_numpy(bool)
+            hit = texts.map(
+                lambda cell: isinstance(cell, str) and bool(which(cell))
+            ).to_numpy(bool)
             if hit.any():
                 texts[hit] = texts[hit].map(change)
-                changed: Any = texts.astype(column.dtype) if column.dtype == "str" else texts
+                changed: Any = (
+                    texts.astype(column.dtype) if column.dtype == "str" else texts
+                )
                 table.isetitem(at, changed)
     return table
 
 
 def to_cells(table: pd.DataFrame) -> pd.DataFrame:
-    "The same, with an apostrophe before each text that a spreadsheet would take for a formula."
+    """The same, with an apostrophe before each text that a spreadsheet would take for a
+    formula."""
     return _change_texts(table, _FORMULA.match, "'{}".format)
 
 # %% ../nbs/10d_tables.ipynb #rb_from
@@ -188,7 +228,11 @@ def from_cells(
     table: pd.DataFrame,  # read from a CSV that was written so
 ) -> pd.DataFrame:
     "The same without these apostrophes."
-    return _change_texts(table, lambda text: text[:1] == "'" and _FORMULA.match(text), lambda text: text[1:])
+    return _change_texts(
+        table,
+        lambda text: text[:1] == "'" and _FORMULA.match(text),
+        lambda text: text[1:],
+    )
 
 # %% ../nbs/10d_tables.ipynb #rb_write
 def write_csv(
@@ -209,12 +253,19 @@ def write_csv(
 @contextmanager
 def write_rows(
     path: str | Path,  # .parquet or .csv; an earlier file is replaced
-    group: int | None = None,  # rows that Parquet keeps together; None: as many as are handed in, or 2**20
+    # rows that Parquet keeps together; None: as many as are handed in, or 2**20
+    group: int | None = None,
 ) -> Iterator[Callable[[pd.DataFrame], None]]:  # call it with one table after the other
     "Write tables of the same columns into one file, whole or not at all."
     path = Path(path).expanduser().resolve()
-    if path.suffix not in (".parquet", ".csv") or path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{path} must be a .parquet or .csv file in a folder that exists")
+    if (
+        path.suffix not in (".parquet", ".csv")
+        or path.is_dir()
+        or not path.parent.is_dir()
+    ):
+        raise InputError(
+            f"{path} must be a .parquet or .csv file in a folder that exists"
+        )
     writer = None
 
     def write(rows: pd.DataFrame) -> None:
@@ -222,7 +273,9 @@ def write_rows(
         if path.suffix == ".csv":
             write_csv(rows, part, "a", float_format="%.6g", header=not part.exists())
             return
-        table = pa.Table.from_pandas(rows, schema=writer and writer.schema, preserve_index=False)
+        table = pa.Table.from_pandas(
+            rows, schema=writer and writer.schema, preserve_index=False
+        )
         writer = writer or pq.ParquetWriter(part, table.schema)
         writer.write_table(table, group)
 

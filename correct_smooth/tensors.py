@@ -33,7 +33,9 @@ def sha256_of(
 ) -> str:
     "One sum over names, types, shapes and values."
     kinds = {name: [str(o.dtype), *o.shape] for name, o in arrays.items()}
-    sha = hashlib.sha256(json.dumps([kinds, about], sort_keys=True, default=np.generic.item).encode())
+    sha = hashlib.sha256(
+        json.dumps([kinds, about], sort_keys=True, default=np.generic.item).encode()
+    )
     for name in sorted(arrays):
         sha.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
@@ -43,7 +45,8 @@ def _seal(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
     "The sum that a file of tensors carries."
     kinds = {name: [str(o.dtype), *o.shape] for name, o in tensors.items()}
     return sha256_of(
-        {name: o.reshape(-1).view(torch.uint8).numpy() for name, o in tensors.items()}, [kinds, metadata]
+        {name: o.reshape(-1).view(torch.uint8).numpy() for name, o in tensors.items()},
+        [kinds, metadata],
     )
 
 
@@ -52,14 +55,16 @@ def save_tensors(
     tensors: dict[str, torch.Tensor],  # no two in the same memory
     metadata: dict[str, str] | None = None,  # to be kept with them
 ) -> None:
-    "Write tensors into a file, whole or not at all; raises `OSError` where they cannot be written."
+    """Write tensors into a file, whole or not at all; raises `OSError` where they
+    cannot be written."""
     path = Path(path).expanduser().resolve()
     tensors = {name: o.detach().cpu().contiguous() for name, o in tensors.items()}
     sealed = {**(metadata or {}), SEAL: _seal(tensors, metadata or {})}
     try:
         with atomic_file(path) as part:
             save_file(tensors, part, sealed)
-            part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
+            # safetensors gives it to its owner alone
+            part.chmod(part.parent.stat().st_mode & 0o666)
             with part.open("r+b") as file:
                 os.fsync(file.fileno())
     except SafetensorError as error:
@@ -68,8 +73,11 @@ def save_tensors(
 # %% ../nbs/10f_tensors.ipynb #c007
 def load_tensors(
     path: str | Path,  # of a file that `save_tensors` wrote
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:  # tensors and metadata, as they were given
-    "Read tensors back; raises `InputError` unless the file is there, whole and as it was written."
+) -> tuple[
+    dict[str, torch.Tensor], dict[str, str]
+]:  # tensors and metadata, as they were given
+    """Read tensors back; raises `InputError` unless the file is there, whole and as it
+    was written."""
     path = Path(path).expanduser()
     with reading(path):
         try:
@@ -77,18 +85,26 @@ def load_tensors(
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         except SafetensorError as error:
-            raise InputError(f"{path} is cut off, or no safetensors file: {error}") from error
+            raise InputError(
+                f"{path} is cut off, or no safetensors file: {error}"
+            ) from error
     if SEAL not in metadata:
-        raise InputError(f"{path} was not written by `save_tensors`: it carries no sum of its content")
+        raise InputError(
+            f"{path} was not written by `save_tensors`: it carries no sum of its "
+            "content"
+        )
     if metadata.pop(SEAL) != _seal(tensors, metadata):
         raise InputError(f"{path} is damaged: its content is not what was written")
     return tensors, metadata
 
 # %% ../nbs/10f_tensors.ipynb #ns2
 class NoStart(TorchFunctionMode):
-    "Leaves weights unset that are about to be replaced: to draw them on `meta` costs seconds of imports."
+    """Leaves weights unset that are about to be replaced: to draw them on `meta` costs
+    seconds of imports."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         given = kwargs or {}
         if (
             func in (torch.Tensor.normal_, torch.Tensor.uniform_)

@@ -31,8 +31,16 @@ def split_year(
 ) -> tuple[str, int | None]:  # the title without it, and the year where there is one
     "Take a trailing year in brackets off a title."
     title = title.strip()
-    found = YEAR.fullmatch(title[-5:-1]) if title.endswith(")") and title[-6:-5] == "(" else None
-    return (title[:-6].rstrip(), int(found[0])) if found and title[:-6].strip() else (title, None)
+    found = (
+        YEAR.fullmatch(title[-5:-1])
+        if title.endswith(")") and title[-6:-5] == "("
+        else None
+    )
+    return (
+        (title[:-6].rstrip(), int(found[0]))
+        if found and title[:-6].strip()
+        else (title, None)
+    )
 
 # %% ../nbs/07g_titles.ipynb #rb_split_names
 def split_names(
@@ -52,7 +60,17 @@ def split_names(
     return title, names
 
 # %% ../nbs/07g_titles.ipynb #c009
-_LETTERS = {"ø": "o", "æ": "ae", "œ": "oe", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "&": " and "}
+_LETTERS = {
+    "ø": "o",
+    "æ": "ae",
+    "œ": "oe",
+    "ł": "l",
+    "đ": "d",
+    "ð": "d",
+    "þ": "th",
+    "ı": "i",
+    "&": " and ",
+}
 _LETTERS |= dict.fromkeys("'’‘`´*", "")
 
 
@@ -60,11 +78,19 @@ class _Folding(dict[int, str]):
     "Character code -> what is left of it; filled on demand."
 
     def __missing__(self, code: int) -> str:
-        parts = _LETTERS.get(chr(code)) or unicodedata.normalize("NFKD", chr(code)).casefold()
+        parts = (
+            _LETTERS.get(chr(code))
+            or unicodedata.normalize("NFKD", chr(code)).casefold()
+        )
         if "\N{FRACTION SLASH}" in parts:
             parts = f" {parts}"  # 8½ is 8 1/2, not 81/2
         left = [
-            _LETTERS.get(letter, " " if re.match("[PSZ]|C[cfs]", unicodedata.category(letter)) else letter)
+            _LETTERS.get(
+                letter,
+                " "
+                if re.match("[PSZ]|C[cfs]", unicodedata.category(letter))
+                else letter,
+            )
             for letter in parts
             if not "\u0300" <= letter <= "\u036f"
         ]
@@ -76,7 +102,8 @@ _FOLDING = _Folding()
 
 
 def _fold(text: str) -> str:
-    "Words without case, accents and punctuation, one space apart; of punctuation alone, what can be seen."
+    """Words without case, accents and punctuation, one space apart; of punctuation
+    alone, what can be seen."""
     text = re.sub(r"\.(?!\d)", "", text) if "." in text and text.strip(". ") else text
     words = unicodedata.normalize("NFC", text.translate(_FOLDING)).split()
     if not words:
@@ -86,7 +113,8 @@ def _fold(text: str) -> str:
 
 # %% ../nbs/07g_titles.ipynb #rb_article
 _ARTICLES = (
-    "the a an le la les un une el los las il lo i gli der die das ein eine de den det het en ett o os as"
+    "the a an le la les un une el los las il lo i gli der die das ein eine "
+    "de den det het en ett o os as"
 )
 _BEHIND = {article: f"{article} " for article in _ARTICLES.split()} | {
     "l'": "l",
@@ -108,17 +136,22 @@ def _split_article(
 def plain_title(
     title: str,  # as written
 ) -> str:
-    "What counts in a title: not case, accents, punctuation, a year or other names in brackets, `, The`."
+    """What counts in a title: not case, accents, punctuation, a year or other names in
+    brackets, `, The`."""
     article, rest = _split_article(split_names(split_year(title)[0])[0])
     return (article + _fold(rest)).strip()
 
 # %% ../nbs/07g_titles.ipynb #c015
-_NUMERALS = dict(zip("ii iii iv v vi vii viii ix x".split(), map(str, range(2, 11)), strict=True))
+_NUMERALS = dict(
+    zip("ii iii iv v vi vii viii ix x".split(), map(str, range(2, 11)), strict=True)
+)
 
 
 def _plain_and_bare(
     name: str,  # as written, without year and brackets
-) -> tuple[str, str]:  # as plain_title has it; and without its article, numerals as numbers
+) -> tuple[
+    str, str
+]:  # as plain_title has it; and without its article, numerals as numbers
     "What counts in a name, twice: to be the same, and to be another name of the same."
     article, rest = _split_article(name)
     folded = _fold(rest)
@@ -138,14 +171,19 @@ def _all_names(
     main, others = split_names(title)
     names = [main]
     if others:
-        names += [re.sub(r"^\s*a\.?k\.?a\.?\s", "", other, flags=re.I) for other in others] + [title]
+        names += [
+            re.sub(r"^\s*a\.?k\.?a\.?\s", "", other, flags=re.I) for other in others
+        ] + [title]
     pairs = [_plain_and_bare(name) for name in names]
-    return pairs[0][0], [bare for bare in dict.fromkeys(bare for _, bare in pairs) if bare]
+    return pairs[0][0], [
+        bare for bare in dict.fromkeys(bare for _, bare in pairs) if bare
+    ]
 
 # %% ../nbs/07g_titles.ipynb #c017
 @dataclass(frozen=True, eq=False)
 class _Names:
-    "The names of n movies: n plain titles, and m >= n bare names with the movie of each."
+    """The names of n movies: n plain titles, and m >= n bare names with the movie of
+    each."""
 
     plain: np.ndarray  # n, text
     bare: np.ndarray  # m, text
@@ -161,7 +199,8 @@ def _numbers(name: str) -> str:
 
 @lru_cache(maxsize=4)
 def _names(titles: tuple[str, ...]) -> _Names:
-    "The names of movies by their titles, kept for the next question about the same movies."
+    """The names of movies by their titles, kept for the next question about the same
+    movies."""
     found = [_all_names(title) for title in titles]
     plain = np.array([name for name, _ in found], dtype=object)
     bare = np.array([name for _, names in found for name in names], dtype=object)
@@ -175,7 +214,8 @@ def _titles(movies: pd.DataFrame) -> tuple[str, ...]:
     "The title of each movie, empty where there is none."
     if "title" not in movies.columns:
         raise InputError(
-            "these items have no column title, so none can be found by its title; give an id, as in '#318'"
+            "these items have no column title, so none can be found by its "
+            "title; give an id, as in '#318'"
         )
     titles = movies["title"].tolist()
     if set(map(type, titles)) <= {str}:
@@ -184,7 +224,8 @@ def _titles(movies: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _years(movies: pd.DataFrame, titles: tuple[str, ...]) -> np.ndarray:
-    "The year of each movie, from its title where the column has none; nan where neither has."
+    """The year of each movie, from its title where the column has none; nan where
+    neither has."""
     found = np.full(len(movies), np.nan)
     if "year" in movies.columns:
         found = as_numbers(movies["year"]).to_numpy(np.float64, copy=True)
@@ -218,12 +259,16 @@ def _match_close(
         return match
 
     def similar(scorer: Callable[..., float]) -> np.ndarray:
-        return process.cdist([asked], names.bare, scorer=scorer, score_cutoff=least, dtype=np.float32)[0]
+        return process.cdist(
+            [asked], names.bare, scorer=scorer, score_cutoff=least, dtype=np.float32
+        )[0]
 
     letters = np.maximum(similar(fuzz.ratio), 0.87 * similar(fuzz.token_sort_ratio))
     letters *= np.where(names.numbers == _numbers(asked), 1, 0.85)
     share = len(asked) / names.length
-    words = similar(fuzz.token_set_ratio) * np.where(share <= 1, 0.8 + 0.05 * share, 0.8 / share)
+    words = similar(fuzz.token_set_ratio) * np.where(
+        share <= 1, 0.8 + 0.05 * share, 0.8 / share
+    )
     score = np.minimum(np.maximum(letters, words), 98).astype(np.float32)
     np.maximum.at(match, names.movie, np.where(score < least, 0, score))
     return match
@@ -261,7 +306,8 @@ def _matches(
 
 
 def _table(movies: pd.DataFrame, match: np.ndarray, n: int) -> pd.DataFrame:
-    "The n movies that match best, best first; movies that match equally keep their order."
+    """The n movies that match best, best first; movies that match equally keep their
+    order."""
     rows = np.flatnonzero(match)
     rows = rows[np.argsort(-match[rows], kind="stable")][:n]
     titles = _titles(movies.iloc[rows])
@@ -302,8 +348,11 @@ def _brief(text: str) -> str:
 def _list(movies: pd.DataFrame) -> str:
     "Up to five movies in one line."
     shown = [
-        f"{_brief(title)} ({'' if year is pd.NA else f'{year}, '}id {_brief(str(item))})"
-        for item, title, year in movies[["item_id", "title", "year"]].head(5).itertuples(index=False)
+        f"{_brief(title)} ({'' if year is pd.NA else f'{year}, '}id "
+        f"{_brief(str(item))})"
+        for item, title, year in movies[["item_id", "title", "year"]]
+        .head(5)
+        .itertuples(index=False)
     ]
     return ", ".join(shown) + (", and more" if len(movies) > 5 else "")
 
@@ -315,8 +364,15 @@ def _ask(
     "The question that tells these movies apart."
     first, year = movies["item_id"].iloc[0], movies["year"].dropna()
     text = _readings(title)[-1][0]
-    by_year = f"the year too, as in '{_brief(text)} ({year.iloc[0]})', or " if year.nunique() > 1 else ""
-    return f"'{_brief(title)}' may be {_list(movies)}. Write {by_year}the id, as in '#{_brief(str(first))}'"
+    by_year = (
+        f"the year too, as in '{_brief(text)} ({year.iloc[0]})', or "
+        if year.nunique() > 1
+        else ""
+    )
+    return (
+        f"'{_brief(title)}' may be {_list(movies)}. Write {by_year}the id, as in "
+        f"'#{_brief(str(first))}'"
+    )
 
 # %% ../nbs/07g_titles.ipynb #c033
 def _with_id(movies: pd.DataFrame, text: str) -> list[int | str]:
@@ -325,9 +381,12 @@ def _with_id(movies: pd.DataFrame, text: str) -> list[int | str]:
 
 
 def _by_mark(movies: pd.DataFrame, title: str) -> int | str | None:
-    "The id written with a `#`, unless that is how a title is written; None where no id is meant."
+    """The id written with a `#`, unless that is how a title is written; None where no
+    id is meant."""
     text, named = title.strip(), _titles(movies) if "title" in movies else ()
-    if not text.startswith("#") or text.casefold() in {title.strip().casefold() for title in named}:
+    if not text.startswith("#") or text.casefold() in {
+        title.strip().casefold() for title in named
+    }:
         return None
     found = _with_id(movies, text[1:].strip())
     if not found and text[1:].strip().isdecimal():
@@ -340,10 +399,19 @@ def _no_movie(movies: pd.DataFrame, title: str, close: pd.DataFrame) -> InputErr
     message = f"no item is called '{_brief(title)}'"
     if len(close):
         first = _brief(str(close["item_id"].iloc[0]))
-        message += f"; near it: {_list(close)}. Write the title in full, or the id, as in '#{first}'"
+        message += (
+            f"; near it: {_list(close)}. Write the title in full, or the id, "
+            f"as in '#{first}'"
+        )
     else:
-        nearest = _table(movies, _matches(movies, title, lambda names, text: _match_close(names, text, 0)), 1)
-        message += ", and none comes near" + (f"; the nearest is {_list(nearest)}" if len(nearest) else "")
+        nearest = _table(
+            movies,
+            _matches(movies, title, lambda names, text: _match_close(names, text, 0)),
+            1,
+        )
+        message += ", and none comes near" + (
+            f"; the nearest is {_list(nearest)}" if len(nearest) else ""
+        )
     if found := _with_id(movies, title.strip()):
         message += f". For the movie with the id {found[0]} write '#{found[0]}'"
     return InputError(message)
@@ -352,21 +420,37 @@ def _no_movie(movies: pd.DataFrame, title: str, close: pd.DataFrame) -> InputErr
 class Called:
     "Movies by what they are called, for many exact titles."
 
-    def __init__(self, movies: pd.DataFrame):  # indexed by item id, with a title and perhaps a year
+    def __init__(
+        self, movies: pd.DataFrame
+    ):  # indexed by item id, with a title and perhaps a year
         titles = _titles(movies)
-        names, self.items, self.years = _names(titles), movies.index.tolist(), _years(movies, titles)
-        self.plain, self.bare = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+        names, self.items, self.years = (
+            _names(titles),
+            movies.index.tolist(),
+            _years(movies, titles),
+        )
+        self.plain, self.bare = (
+            defaultdict[str, list[int]](list),
+            defaultdict[str, list[int]](list),
+        )
         for at, name in enumerate(names.plain):
             self.plain[name].append(at)
         for at, name in zip(names.movie.tolist(), names.bare, strict=True):
             self.bare[name].append(at)
 
-    def find(self, title: str, year: int | None) -> list[int | str]:  # the title without its year
-        "Ids of those called exactly this in that year or without; by another name if none is by its first."
+    def find(
+        self, title: str, year: int | None
+    ) -> list[int | str]:  # the title without its year
+        """Ids of those called exactly this in that year or without; by another name if
+        none is by its first."""
         plain, bare = _plain_and_bare(split_names(title)[0])
         for known, name in ((self.plain, plain), (self.bare, bare)) if plain else ():
             rows = dict.fromkeys(known.get(name, []))
-            fits = [at for at in rows if year is None or np.isnan(self.years[at]) or self.years[at] == year]
+            fits = [
+                at
+                for at in rows
+                if year is None or np.isnan(self.years[at]) or self.years[at] == year
+            ]
             if fits:
                 return [self.items[at] for at in fits]
         return []
@@ -387,9 +471,12 @@ def movie_id(
     if len(fits):
         return fits["item_id"].tolist()[0]
     close = _table(movies, _matches(movies, title, _match_close), 6)
-    text = _readings(title)[-1][0]  # a movie of that year must not win over a nearer one of another year
+    # a movie of that year must not win over a nearer one of another year
+    text = _readings(title)[-1][0]
     any_year = close if text == title.strip() else find_movies(movies, text, 6)
     best, second = [*close["match"], 0, 0][:2]
     if best >= _CLOSE and best - second >= _MARGIN and best >= any_year["match"].max():
         return close["item_id"].tolist()[0]
-    raise _no_movie(movies, title, any_year if best < any_year["match"].max() else close)
+    raise _no_movie(
+        movies, title, any_year if best < any_year["match"].max() else close
+    )

@@ -61,19 +61,28 @@ def _shortlists(
 ) -> np.ndarray:  # (m, n)
     item = np.empty((len(scores), n), np.int32)
     for u in prange(len(scores)):
-        item[u] = _shortlist(scores[u], n, exclude_mask, seen[seen_starts[u] : seen_starts[u + 1]])
+        item[u] = _shortlist(
+            scores[u], n, exclude_mask, seen[seen_starts[u] : seen_starts[u + 1]]
+        )
     return item
 
 # %% ../nbs/07a_topn.ipynb #c007b
-@door(scores=Floats("n m"), n=Count(low=1), exclude_mask=Marks("n"), seen=Columns("n m"))
+@door(
+    scores=Floats("n m"), n=Count(low=1), exclude_mask=Marks("n"), seen=Columns("n m")
+)
 def top_n(
     scores: np.ndarray,  # (n_items, m)
     n: int,
     exclude_mask: np.ndarray,  # (n_items,) True for movies that nobody should get
-    seen: sparse.csc_matrix | None = None,  # (n_items, m) stored where the user should not get the movie
+    # (n_items, m) stored where the user should not get the movie
+    seen: sparse.csc_matrix | None = None,
 ) -> np.ndarray:  # (m, n) movies, best first; -1 where none is left
     "The best n movies of each column; of a single one without other threads."
-    seen = sparse.csc_matrix(scores.shape, dtype=np.float32) if seen is None else seen.sorted_indices()
+    seen = (
+        sparse.csc_matrix(scores.shape, dtype=np.float32)
+        if seen is None
+        else seen.sorted_indices()
+    )
     rows, most = np.ascontiguousarray(scores.T), min(n, len(scores))
     if len(rows) == 1:
         return _shortlist(rows[0], most, exclude_mask, seen.indices)[None]
@@ -82,20 +91,30 @@ def top_n(
 # %% ../nbs/07a_topn.ipynb #c010
 def ones_where_stored(Y: sparse.csc_matrix) -> sparse.csc_matrix:
     "1 wherever something is stored, a 0 too."
-    return sparse.csc_matrix((np.ones(Y.nnz, np.float32), Y.indices, Y.indptr), shape=Y.shape)
+    return sparse.csc_matrix(
+        (np.ones(Y.nnz, np.float32), Y.indices, Y.indptr), shape=Y.shape
+    )
 
 # %% ../nbs/07a_topn.ipynb #t02
-_Like = Callable[[np.ndarray, np.ndarray], np.ndarray]  # columns and items, (k,) each -> P of these cells
+# columns and items, (k,) each -> P of these cells
+_Like = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _All = Callable[[], np.ndarray]  # P of all movies, (n_items, m)
 
 
-@door(Q=Floats("n m"), n=Count(low=1), exclude_mask=Marks("n"), seen=Columns("n m"), liking=Number(low=0))
+@door(
+    Q=Floats("n m"),
+    n=Count(low=1),
+    exclude_mask=Marks("n"),
+    seen=Columns("n m"),
+    liking=Number(low=0),
+)
 def best_of_both(
     Q: np.ndarray,  # (n_items, m) watch scores
     like: _Like,
     n: int,
     exclude_mask: np.ndarray,  # (n_items,) True for movies that nobody should get
-    seen: sparse.csc_matrix,  # (n_items, m) stored where the user should not get the movie
+    # (n_items, m) stored where the user should not get the movie
+    seen: sparse.csc_matrix,
     liking: float,  # g
     longer: int = 4,  # a shortlist is so many times longer than the list, and some more
 ) -> np.ndarray:  # (m, n) movies, best first; -1 where none is left
@@ -107,8 +126,11 @@ def best_of_both(
         Q[item, column], as_floats("like", like(column, item), 0, 1, item.shape), liking
     )
     order = np.argsort(-score, axis=1, kind="stable")[:, :n]
-    best, last = np.take_along_axis(short, order, axis=1), np.take_along_axis(score, order, axis=1)[:, -1]
-    beyond = np.flatnonzero((short[:, -1] >= 0) & (last < Q[short[:, -1], np.arange(len(short))]))
+    best = np.take_along_axis(short, order, axis=1)
+    last = np.take_along_axis(score, order, axis=1)[:, -1]
+    beyond = np.flatnonzero(
+        (short[:, -1] >= 0) & (last < Q[short[:, -1], np.arange(len(short))])
+    )
     if len(beyond) and short.shape[1] < len(Q):
 
         def theirs(column: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -151,14 +173,17 @@ class Ranking:
 
     scorer: Scorer
     watch: Watch | None = None
-    by: Order | float = "both"  # or the share of liking, from 0, watch alone, to 1, like alone
-    discount: np.ndarray | None = None  # (n_items,) what positive scores are multiplied by, at most 1
+    # or the share of liking, from 0, watch alone, to 1, like alone
+    by: Order | float = "both"
+    # (n_items,) what positive scores are multiplied by, at most 1
+    discount: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_order(self.by)
         if self.by in ("watch", 0) and self.watch is None:
             raise InputError(
-                "this model has no watch scores: fit one with watch=WatchConfig(), or ask by='like'"
+                "this model has no watch scores: fit one with "
+                "watch=WatchConfig(), or ask by='like'"
             )
 
     @property
@@ -170,13 +195,22 @@ class Ranking:
         "What is ordered by, of watch and refined scores of the same shape."
         assert self.watch is not None
         if isinstance(self.by, str):
-            return Q if self.by == "watch" else list_score(Q, P, self.watch.config.liking)
+            return (
+                Q if self.by == "watch" else list_score(Q, P, self.watch.config.liking)
+            )
         return mixed_score(Q, P, self.by)
 
     def best(
-        self, Q: np.ndarray, like: _Like, everything: _All, n: int, shut: np.ndarray, seen: sparse.csc_matrix
+        self,
+        Q: np.ndarray,
+        like: _Like,
+        everything: _All,
+        n: int,
+        shut: np.ndarray,
+        seen: sparse.csc_matrix,
     ) -> np.ndarray:  # (m, n), as `best_of_both`
-        "The best of some users by watch scores and, where that matters, by what they will like."
+        """The best of some users by watch scores and, where that matters, by what they
+        will like."""
         assert self.watch is not None
         if self.by in ("watch", 0):
             return top_n(Q, n, shut, seen)
@@ -187,31 +221,55 @@ class Ranking:
         return best_of_both(Q, like, n, shut, seen, g)
 
     def top(
-        self, users: np.ndarray, n: int, exclude_mask: np.ndarray, seen: sparse.csc_matrix
+        self,
+        users: np.ndarray,
+        n: int,
+        exclude_mask: np.ndarray,
+        seen: sparse.csc_matrix,
     ) -> pd.DataFrame:  # column, rank, item, base, refined, watch, score; best first
         "The best movies of a block of users."
         if self.watch is None or self.likes_only:
             return self._by_liking(users, n, exclude_mask, seen)
         Q = self.watch.block(users)
         wanted, like = discounted(Q, self.discount), partial(self._liking, users)
-        best = self.best(wanted, like, partial(self._all_liking, users), n, exclude_mask, seen)
+        best = self.best(
+            wanted, like, partial(self._all_liking, users), n, exclude_mask, seen
+        )
         column, place = np.nonzero(best >= 0)
         at = item, _ = best[column, place], column
         base, refined = self.scorer.pairs(users[column], item)
-        return _table(column, place, item, base, refined, Q[at], self.combined(wanted[at], refined))
+        return _table(
+            column,
+            place,
+            item,
+            base,
+            refined,
+            Q[at],
+            self.combined(wanted[at], refined),
+        )
 
     def _by_liking(
-        self, users: np.ndarray, n: int, exclude_mask: np.ndarray, seen: sparse.csc_matrix
+        self,
+        users: np.ndarray,
+        n: int,
+        exclude_mask: np.ndarray,
+        seen: sparse.csc_matrix,
     ) -> pd.DataFrame:
         ((_, base, refined),) = self.scorer.blocks(users, 1e9)
         score = discounted(refined, self.discount)
         best = top_n(score, n, exclude_mask, seen)
         column, place = np.nonzero(best >= 0)
         at = item, _ = best[column, place], column
-        watch = np.full(len(item), np.nan, np.float32) if self.watch is None else self.watch.block(users)[at]
+        watch = (
+            np.full(len(item), np.nan, np.float32)
+            if self.watch is None
+            else self.watch.block(users)[at]
+        )
         return _table(column, place, item, base[at], refined[at], watch, score[at])
 
-    def _liking(self, users: np.ndarray, column: np.ndarray, item: np.ndarray) -> np.ndarray:
+    def _liking(
+        self, users: np.ndarray, column: np.ndarray, item: np.ndarray
+    ) -> np.ndarray:
         return self.scorer.pairs(users[column], item)[1]
 
     def _all_liking(self, users: np.ndarray) -> np.ndarray:
@@ -220,7 +278,9 @@ class Ranking:
 
 def _table(column: np.ndarray, place: np.ndarray, *values: np.ndarray) -> pd.DataFrame:
     names = ("item", "base", "refined", "watch", "score")
-    return pd.DataFrame({"column": column, "rank": place + 1, **dict(zip(names, values, strict=True))})
+    return pd.DataFrame(
+        {"column": column, "rank": place + 1, **dict(zip(names, values, strict=True))}
+    )
 
 # %% ../nbs/07a_topn.ipynb #c012
 def top_blocks(
@@ -230,9 +290,13 @@ def top_blocks(
     exclude_mask: np.ndarray,  # (n_items,) True for movies that nobody should get
     exclude_seen: bool = True,  # leave out movies with a label
     progress: bool = True,  # show a bar
-    more: sparse.csc_matrix | None = None,  # (n_items, n_users) stored: leave these movies out as well
-    shut: Callable[[slice], sparse.csc_matrix | None] | None = None,  # what some of the m should not get
-) -> Iterator[pd.DataFrame]:  # place (among the users asked for), rank, item, base, refined, watch, score
+    # (n_items, n_users) stored: leave these movies out as well
+    more: sparse.csc_matrix | None = None,
+    # what some of the m should not get
+    shut: Callable[[slice], sparse.csc_matrix | None] | None = None,
+) -> Iterator[
+    pd.DataFrame
+]:  # place (among the users asked for), rank, item, base, refined, watch, score
     "The best movies of many users, one table for each block of them."
     quiet = {} if progress and sys.stderr else {"disable": True}
     n_items = len(exclude_mask)
@@ -246,10 +310,14 @@ def top_blocks(
         nothing = sparse.csc_matrix((n_items, at.stop - at.start), dtype=np.float32)
         return sum(map(ones_where_stored, stored), nothing)
 
-    with tqdm(total=len(users), desc="recommending", unit="user", leave=False, **quiet) as bar:
+    with tqdm(
+        total=len(users), desc="recommending", unit="user", leave=False, **quiet
+    ) as bar:
         for at in user_blocks(len(users), n_items):
             top = ranking.top(users[at], n, exclude_mask, seen(at))
-            yield top.assign(column=top["column"] + at.start).rename(columns={"column": "place"})
+            yield top.assign(column=top["column"] + at.start).rename(
+                columns={"column": "place"}
+            )
             bar.update(at.stop - at.start)
 
 # %% ../nbs/07a_topn.ipynb #t07
@@ -257,7 +325,9 @@ def list_array(
     tops: Iterable[pd.DataFrame],  # of `top_blocks`
     users: int,  # how many were asked for
     n: int,
-) -> np.ndarray:  # (users, n) movies by position, best first; -1 where a list is shorter
+) -> (
+    np.ndarray
+):  # (users, n) movies by position, best first; -1 where a list is shorter
     "Lists as a table with a row a user."
     lists = np.full((users, n), -1, np.int32)
     for top in tops:

@@ -23,16 +23,20 @@ from .train import Callback, Training
 def check_callbacks(callbacks: Any) -> None:
     "Raise `InputError` unless these are callbacks, in a list."
     if isinstance(callbacks, str) or not isinstance(callbacks, Iterable):
-        raise InputError(f"callbacks must be a list of Callback objects, got {callbacks!r}")
+        raise InputError(
+            f"callbacks must be a list of Callback objects, got {callbacks!r}"
+        )
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise InputError(
-                f"a callback must be of the class Callback, as LogEpochs(function) is; got {callback!r}"
+                "a callback must be of the class Callback, as "
+                f"LogEpochs(function) is; got {callback!r}"
             )
 
 # %% ../nbs/07l_tracking.ipynb #w005
 def epoch_metrics(training: Training) -> dict[str, float]:
-    "Seed, epoch, train_loss; with validation ratings also valid_loss and valid_roc_auc. Numbers throughout."
+    """Seed, epoch, train_loss; with validation ratings also valid_loss and
+    valid_roc_auc. Numbers throughout."""
     losses, valid = training.history[-1], training.valid
     found: dict[str, float] = {
         "seed": training.seed,
@@ -43,15 +47,21 @@ def epoch_metrics(training: Training) -> dict[str, float]:
     if valid is not None:
         model = training.model.eval()
         z = embeddings(model, training.X, training.S).pairs(valid.user, valid.item)
-        auc = user_metrics(valid.user, valid.y, np.asarray(z, float), len(valid.users))["roc_auc"]
-        found |= {"valid_loss": losses["valid_loss"], "valid_roc_auc": float(auc.mean())}
+        auc = user_metrics(valid.user, valid.y, np.asarray(z, float), len(valid.users))[
+            "roc_auc"
+        ]
+        found |= {
+            "valid_loss": losses["valid_loss"],
+            "valid_roc_auc": float(auc.mean()),
+        }
     return found
 
 # %% ../nbs/07l_tracking.ipynb #w008
 def _to_log(found: Mapping[str, float]) -> None:
     "A line in the log of this package."
     told = ", ".join(
-        f"{name} {value:g}" if value == int(value) else f"{name} {value:.4f}" for name, value in found.items()
+        f"{name} {value:g}" if value == int(value) else f"{name} {value:.4f}"
+        for name, value in found.items()
     )
     logging.getLogger("correct_smooth").info(told)
 
@@ -61,10 +71,13 @@ class LogEpochs(Callback):
 
     def __init__(
         self,
-        log: Callable[[dict[str, float]], Any] = _to_log,  # takes what `epoch_metrics` gives
+        # takes what `epoch_metrics` gives
+        log: Callable[[dict[str, float]], Any] = _to_log,
     ):
         if not callable(log):
-            raise InputError(f"log must be a function of a dict of numbers, got {log!r}")
+            raise InputError(
+                f"log must be a function of a dict of numbers, got {log!r}"
+            )
         self.log = log
 
     def on_epoch_end(self, training: Training) -> None:

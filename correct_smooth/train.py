@@ -36,7 +36,8 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 def targets(
     pairs: Interactions,
     kind: Target = "margin",  # one of TARGETS
-    training: Interactions | None = None,  # ratings that say what is usual for each user; None: the same
+    # ratings that say what is usual for each user; None: the same
+    training: Interactions | None = None,
 ) -> np.ndarray:  # (n,) float32 between 0 and 1
     "What training aims at: the margin, or the bare label."
     check_choice("target", kind, TARGETS)
@@ -52,7 +53,8 @@ class TrainConfig:
     epochs: int = 30  # at most
     batch_size: int | None = None  # ratings a step; None: as many as suit their number
     learning_rate: float = 3e-3
-    weight_decay: float = 6.0  # lambda, L2 penalty beside the sum of all ratings' losses
+    # lambda, L2 penalty beside the sum of all ratings' losses
+    weight_decay: float = 6.0
     target: Target = "margin"  # one of TARGETS
     patience: int = 5  # epochs without improvement before stopping
     device: Literal["cpu", "cuda"] = "cpu"
@@ -77,7 +79,8 @@ def check_device(config: TrainConfig) -> None:
     "Raise `InputError` if training is to run on a GPU, and there is none."
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "training's device is cuda, and PyTorch finds no GPU here; set it to cpu (training__device=cpu)"
+            "training's device is cuda, and PyTorch finds no GPU here; set it to "
+            "cpu (training__device=cpu)"
         )
 
 # %% ../nbs/04_train.ipynb #c023
@@ -88,7 +91,8 @@ class Batch:
     rows: np.ndarray  # (n,) positions among the ratings
     item: np.ndarray  # (m,) distinct items
     which: np.ndarray  # (n,) for each rating, which of the m
-    count: int  # ratings whose mean loss the step lowers: these, or more if gradients are added up
+    # ratings whose mean loss the step lowers: these, or more if gradients are added up
+    count: int
 
 
 def batch_of(rows: np.ndarray, item: np.ndarray, count: int | None = None) -> Batch:
@@ -113,7 +117,10 @@ def batches(
 ) -> Iterator[Batch]:
     "Cut the ratings into batches."
     order = shuffled(len(item), rng)
-    return (batch_of(order[start : start + size], item) for start in range(0, len(item), size))
+    return (
+        batch_of(order[start : start + size], item)
+        for start in range(0, len(item), size)
+    )
 
 # %% ../nbs/04_train.ipynb #c026
 def batch_logits(
@@ -130,7 +137,9 @@ def batch_logits(
         for at in (batch.item, batch.which, pairs.user[batch.rows])
     )
     bag, neighbours = model.encoder.bags(X, batch.item, S)
-    return model(bag.to(device), item, which, user, neighbours and neighbours.to(device))
+    return model(
+        bag.to(device), item, which, user, neighbours and neighbours.to(device)
+    )
 
 
 @torch.no_grad()
@@ -152,25 +161,35 @@ def loss_sum(
     return summed
 
 # %% ../nbs/04_train.ipynb #c029
-USER_TABLES = ("user.weight", "user_bias.weight")  # rows of their own for each user; all else is shared
+# rows of their own for each user; all else is shared
+USER_TABLES = ("user.weight", "user_bias.weight")
 
 
 def make_optimizer(
     model: ItemUserModel,
     config: TrainConfig,
     n_ratings: int,  # to train on
-) -> torch.optim.Optimizer:  # shared parameters in the first group, users' in the second
+) -> (
+    torch.optim.Optimizer
+):  # shared parameters in the first group, users' in the second
     "Adam with the weight decay that suits the number of ratings."
     users = [weight for name, weight in model.named_parameters() if name in USER_TABLES]
-    shared = [weight for name, weight in model.named_parameters() if name not in USER_TABLES]
+    shared = [
+        weight for name, weight in model.named_parameters() if name not in USER_TABLES
+    ]
     for table in users:
-        table.grad = torch.zeros_like(table)  # the batch's sparse gradients are added in place
-    groups = [{"params": own, "weight_decay": config.weight_decay / n_ratings} for own in (shared, users)]
+        # the batch's sparse gradients are added in place
+        table.grad = torch.zeros_like(table)
+    groups = [
+        {"params": own, "weight_decay": config.weight_decay / n_ratings}
+        for own in (shared, users)
+    ]
     return torch.optim.Adam(groups, config.learning_rate, fused=True)
 
 
 def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    "Those of the encoder are made anew at each step, those of the users added up in place."
+    """Those of the encoder are made anew at each step, those of the users added up in
+    place."""
     shared, users = (group["params"] for group in optimizer.param_groups)
     for weight in shared:
         weight.grad = None
@@ -208,7 +227,8 @@ class Trained:
     "A trained model and how it got there."
 
     model: ItemUserModel  # in eval mode, with the weights of the best epoch
-    history: pd.DataFrame  # a row an epoch: train_loss, valid_loss (nan without validation)
+    # a row an epoch: train_loss, valid_loss (nan without validation)
+    history: pd.DataFrame
     epochs: int  # of training behind these weights
 
 
@@ -225,19 +245,28 @@ class Best:
             self.epoch = epoch
         elif loss < self.loss:
             self.epoch, self.loss = epoch, loss
-            self.weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+            self.weights = {
+                name: weight.detach().clone()
+                for name, weight in model.state_dict().items()
+            }
 
 # %% ../nbs/04_train.ipynb #t22
 def _take_weights(model: ItemUserModel, start: ItemUserModel) -> None:
     "Copy weights from a model of the same make."
     if not isinstance(start, ItemUserModel):
-        raise InputError(f"start must be a model, such as `Trained.model`, not {type(start).__name__}")
-    here, given = ({name: tuple(w.shape) for name, w in m.state_dict().items()} for m in (model, start))
+        raise InputError(
+            "start must be a model, such as `Trained.model`, not "
+            f"{type(start).__name__}"
+        )
+    here, given = (
+        {name: tuple(w.shape) for name, w in m.state_dict().items()}
+        for m in (model, start)
+    )
     if here != given:
         name = min(name for name, _ in here.items() ^ given.items())
         raise InputError(
-            f"start is a model of other data or settings: its {name} is {given.get(name, 'missing')}, "
-            f"here it is {here.get(name, 'not in use')}"
+            f"start is a model of other data or settings: its {name} is "
+            f"{given.get(name, 'missing')}, here it is {here.get(name, 'not in use')}"
         )
     model.load_state_dict(start.state_dict())
 
@@ -263,16 +292,23 @@ class Training:
     ):  # all of it as for `train`
         self.X, self.pairs, self.valid, self.S, self.start = X, pairs, valid, S, start
         self.model_config, self.config, self.seed = model_config, config, seed
-        self.audience, self.last = audience or AudienceConfig(0), min(config.epochs, last or config.epochs)
+        self.audience, self.last = (
+            audience or AudienceConfig(0),
+            min(config.epochs, last or config.epochs),
+        )
         self.rng, self.best, self.stopped = generator(seed), Best(), False
         self.history: list[dict[str, float]] = []
         self.target = targets(pairs, config.target)
-        self.valid_target = None if valid is None else targets(valid, config.target, pairs)
+        self.valid_target = (
+            None if valid is None else targets(valid, config.target, pairs)
+        )
         self.step = step_size(config, len(pairs))  # ratings a step
 
     def begin(self) -> None:
         "The first weights, from random numbers or from `start`."
-        model = ItemUserModel(self.X.shape[1], len(self.pairs.users), self.X.shape[0], self.model_config)
+        model = ItemUserModel(
+            self.X.shape[1], len(self.pairs.users), self.X.shape[0], self.model_config
+        )
         self.take_up(model, len(self.pairs))
 
     def take_up(self, model: ItemUserModel, n_ratings: int) -> None:
@@ -283,20 +319,35 @@ class Training:
         self.optimizer = make_optimizer(self.model, self.config, n_ratings)
 
     def losses(self) -> tuple[float, float]:  # nan where there is no validation
-        "Train for one epoch; mean losses on the ratings learned from, and on those held back."
+        """Train for one epoch; mean losses on the ratings learned from, and on those
+        held back."""
         steps = batches(self.pairs.item, self.step, self.rng)
-        return self.epoch_loss(steps) / len(self.pairs), self.valid_loss() / max(len(self.valid or ()), 1)
+        return self.epoch_loss(steps) / len(self.pairs), self.valid_loss() / max(
+            len(self.valid or ()), 1
+        )
 
     def epoch_loss(self, steps: Iterable[Batch]) -> float:
         "Losses of an epoch, added up."
-        X, device = withhold_audience(self.X, self.audience, self.seed, self.epoch), self.config.device
-        return train_epoch(self.model, X, self.pairs, self.target, self.optimizer, steps, device, self.S)
+        X = withhold_audience(self.X, self.audience, self.seed, self.epoch)
+        device = self.config.device
+        return train_epoch(
+            self.model,
+            X,
+            self.pairs,
+            self.target,
+            self.optimizer,
+            steps,
+            device,
+            self.S,
+        )
 
     def valid_loss(self) -> float:
         "Losses on ratings that were held back, added up; nan without any."
         if self.valid is None or self.valid_target is None:
             return np.nan
-        return loss_sum(self.model, self.X, self.valid, self.valid_target, self.config, self.S)
+        return loss_sum(
+            self.model, self.X, self.valid, self.valid_target, self.config, self.S
+        )
 
     @property
     def epoch(self) -> int:
@@ -318,8 +369,11 @@ class Training:
         "The weights of the best epoch, and how it got there."
         if self.best.weights is not None:
             self.model.load_state_dict(self.best.weights)
-        self.model.zero_grad(set_to_none=True)  # as large as the weights, and of no more use
-        return Trained(self.model.eval(), pd.DataFrame(self.history), self.best.epoch + 1)
+        # as large as the weights, and of no more use
+        self.model.zero_grad(set_to_none=True)
+        return Trained(
+            self.model.eval(), pd.DataFrame(self.history), self.best.epoch + 1
+        )
 
 # %% ../nbs/04_train.ipynb #t26
 class Callback:
@@ -337,7 +391,8 @@ WORTH_SHARING = 32_768  # ratings a step, from which on a second thread pays
 
 @contextmanager
 def _surroundings(seed: int, device: str, step: int) -> Iterator[None]:
-    "Random numbers from the seed and threads to suit the steps; afterwards all is as it was."
+    """Random numbers from the seed and threads to suit the steps; afterwards all is as
+    it was."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
         torch.manual_seed(seed)
@@ -354,7 +409,8 @@ def run_training(
     progress: bool = True,  # show a bar
 ) -> Trained:
     "Train until it is over."
-    # left unset, the variable TQDM_DISABLE has its say; without a stream for errors there is no bar
+    # left unset, the variable TQDM_DISABLE has its say; without a stream for errors
+    # there is no bar
     quiet: dict[str, Any] = {} if progress and sys.stderr else {"disable": True}
     with _surroundings(training.seed, training.config.device, training.step):
         training.begin()
@@ -366,7 +422,10 @@ def run_training(
                 loss, held = training.losses()
                 if not np.isfinite(loss):
                     epoch = training.epoch + 1
-                    raise InputError(f"training diverged in epoch {epoch}; use a smaller learning_rate")
+                    raise InputError(
+                        f"training diverged in epoch {epoch}; use a smaller "
+                        "learning_rate"
+                    )
                 training.note(loss, held)
                 for callback in callbacks:
                     callback.on_epoch_end(training)
@@ -383,18 +442,25 @@ def train(
     config: TrainConfig = TrainConfig(),
     seed: int = 0,
     progress: bool = True,  # show a bar
-    S: sparse.csr_matrix | None = None,  # (n_items, n_items) row-normalised graph, for encoders that use it
+    # (n_items, n_items) row-normalised graph, for encoders that use it
+    S: sparse.csr_matrix | None = None,
     stop: int | None = None,  # end after so many epochs; None: after all
-    start: ItemUserModel | None = None,  # weights to begin with, copied; the optimizer begins anew
-    callbacks: Sequence[Callback] = (),  # what else to do at the beginning and after each epoch
-    audience: AudienceConfig | None = None,  # of the last columns of X, made of `pairs`; None: there are none
+    # weights to begin with, copied; the optimizer begins anew
+    start: ItemUserModel | None = None,
+    # what else to do at the beginning and after each epoch
+    callbacks: Sequence[Callback] = (),
+    # of the last columns of X, made of `pairs`; None: there are none
+    audience: AudienceConfig | None = None,
 ) -> Trained:
-    "Train on all users at once, with early stopping where there are validation ratings."
+    """Train on all users at once, with early stopping where there are validation
+    ratings."""
     check_device(config)
     if not len(pairs):
         raise InputError("there are no ratings to train on")
     if valid is not None and not len(valid):
         raise InputError("there are no ratings to stop by; give None to train without")
     check_number("stop", 1 if stop is None else stop, 1, whole=True)
-    training = Training(X, pairs, valid, model_config, config, seed, S, stop, start, audience)
+    training = Training(
+        X, pairs, valid, model_config, config, seed, S, stop, start, audience
+    )
     return run_training(training, callbacks, progress)

@@ -20,7 +20,13 @@ from scipy import sparse
 from scipy.special import comb
 
 from .checks import InputError, check_choice, check_number, generator
-from .correct_smooth import CorrectAndSmooth, Operators, Refinement, Scorer, correct
+from correct_smooth.correct_smooth import (
+    CorrectAndSmooth,
+    Operators,
+    Refinement,
+    Scorer,
+    correct,
+)
 from .correct_smooth import residual, trust
 from .dataset import Interactions
 from .diffusion import Diffusion, Scale
@@ -40,8 +46,11 @@ def user_auc(
 ) -> np.ndarray:  # (settings, n_users), nan for users without both labels
     "ROC AUC of every user under each of many scorings."
     settings = len(scores)
-    each = user + n_users * np.arange(settings)[:, None]  # a number for each user under each setting
-    table = user_metrics(each.ravel(), np.tile(y, settings), scores.ravel(), settings * n_users)
+    # a number for each user under each setting
+    each = user + n_users * np.arange(settings)[:, None]
+    table = user_metrics(
+        each.ravel(), np.tile(y, settings), scores.ravel(), settings * n_users
+    )
     return table["roc_auc"].to_numpy().reshape(settings, n_users)
 
 # %% ../nbs/07d_tuning.ipynb #c010
@@ -69,7 +78,8 @@ def mixing(beta: float, T: int, steps: int) -> np.ndarray:  # (steps + 1,)
 class Grid:
     "Refinements to try: each correction with each trust and smoothing."
 
-    shrinkage: tuple[float, ...] = (1, 3, 6, 12)  # of the neighbours' rule; none leaves the rule out
+    # of the neighbours' rule; none leaves the rule out
+    shrinkage: tuple[float, ...] = (1, 3, 6, 12)
     own: bool = True  # try the item's own label too
     spread: tuple[float, ...] = (0.8,)  # of the diffusion; none leaves it out
     scale: tuple[Scale, ...] = ("fixed",)  # of the diffusion
@@ -79,27 +89,52 @@ class Grid:
     T: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
-        for name in ("shrinkage", "spread", "scale", "alpha", "half_trust", "beta", "T"):
+        for name in (
+            "shrinkage",
+            "spread",
+            "scale",
+            "alpha",
+            "half_trust",
+            "beta",
+            "T",
+        ):
             if not isinstance(getattr(self, name), (tuple, list)):
-                raise InputError(f"{name} of the grid must be a list of values, got {getattr(self, name)!r}")
+                raise InputError(
+                    f"{name} of the grid must be a list of values, got "
+                    f"{getattr(self, name)!r}"
+                )
         check_choice("own", self.own, (True, False))
         tried = [
-            replace(c, **changes) for c in self.corrections() for changes in self.linear()
+            replace(c, **changes)
+            for c in self.corrections()
+            for changes in self.linear()
         ]  # checks each
         if not tried or (self.spread and not self.scale):
-            raise InputError("the grid is empty: it needs a rule, an alpha, a half_trust, a beta and a T")
+            raise InputError(
+                "the grid is empty: it needs a rule, an alpha, a half_trust, a "
+                "beta and a T"
+            )
 
-    def corrections(self, usual: Refinement = Diffusion()) -> "Iterator[CorrectAndSmooth | Diffusion]":
-        "Settings that need a correction of their own; what the grid does not name of a diffusion, as usual."
-        yield from (CorrectAndSmooth(shrinkage=shrinkage) for shrinkage in self.shrinkage)
+    def corrections(
+        self, usual: Refinement = Diffusion()
+    ) -> "Iterator[CorrectAndSmooth | Diffusion]":
+        """Settings that need a correction of their own; what the grid does not name of
+        a diffusion, as usual."""
+        yield from (
+            CorrectAndSmooth(shrinkage=shrinkage) for shrinkage in self.shrinkage
+        )
         yield from (CorrectAndSmooth("own") for _ in range(self.own))
-        diffusion = replace(usual if isinstance(usual, Diffusion) else Diffusion(), smoothing="scores")
+        diffusion = replace(
+            usual if isinstance(usual, Diffusion) else Diffusion(), smoothing="scores"
+        )
         for spread, scale in product(self.spread, self.scale):
             yield replace(diffusion, spread=spread, scale=scale)
 
     def linear(self) -> list[dict[str, Any]]:
         "Settings that need none, the simplest first: trust and smoothing."
-        smoothing = [(b, t) for t in self.T for b in (self.beta if t else self.beta[:1])]
+        smoothing = [
+            (b, t) for t in self.T for b in (self.beta if t else self.beta[:1])
+        ]
         return [
             {"alpha": a, "half_trust": h, "beta": b, "T": t}
             for (b, t), h, a in product(smoothing, self.half_trust, self.alpha)
@@ -108,7 +143,9 @@ class Grid:
 # %% ../nbs/07d_tuning.ipynb #c016
 def variants(config: GraphConfig = GraphConfig()) -> tuple[GraphConfig, ...]:
     "A graph with none, some, and all of its co-rating part."
-    little = replace(config, corating=config.corating / 2, corating_k=max(1, config.corating_k // 4))
+    little = replace(
+        config, corating=config.corating / 2, corating_k=max(1, config.corating_k // 4)
+    )
     return tuple(dict.fromkeys((replace(config, corating=0), little, config)))
 
 # %% ../nbs/07d_tuning.ipynb #ra06
@@ -139,10 +176,13 @@ class Bench:
             P = known[config.normalisation]
             R = correct(np.zeros_like(self.Z), config.correction(E, graph), 1.0)
             Q = powers(R, S, steps, at)
-            settings, scores = [replace(config, **changes) for changes in grid.linear()], []
+            settings = [replace(config, **changes) for changes in grid.linear()]
+            scores = []
             for one in settings:
                 alpha = trust(n_labels, one.alpha, one.half_trust)[self.user]
-                scores.append(np.clip(mixing(one.beta, one.T, steps) @ (P + alpha * Q), 0, 1))
+                scores.append(
+                    np.clip(mixing(one.beta, one.T, steps) @ (P + alpha * Q), 0, 1)
+                )
             yield settings, self.auc(np.array(scores))
 
 # %% ../nbs/07d_tuning.ipynb #ra09
@@ -155,7 +195,9 @@ def trials(
     usual: Refinement = CorrectAndSmooth(),  # for what the grid does not name
     max_users: int = 1000,
     seed: int = 0,  # of the sample of users
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # settings; their ROC AUC (settings, m); that of base (m,)
+) -> tuple[
+    pd.DataFrame, np.ndarray, np.ndarray
+]:  # settings; their ROC AUC (settings, m); that of base (m,)
     "Every setting on every graph, judged by every user."
     check_number("max_users", max_users, 1, whole=True)
     if not graphs:
@@ -187,13 +229,21 @@ def judge(
     auc: np.ndarray,  # (settings, m) ROC AUC of every user
     base: np.ndarray,  # (m,) and before
 ) -> pd.DataFrame:  # settings, graph, roc_auc, gain, se, low
-    "Settings with their mean over users, gain, its standard error and the low end of its interval."
+    """Settings with their mean over users, gain, its standard error and the low end of
+    its interval."""
     can_be = np.isfinite(base)
     if not can_be.any():
-        raise InputError("no user has both a liked and another item among the validation ratings")
+        raise InputError(
+            "no user has both a liked and another item among the validation ratings"
+        )
     auc, base = auc[:, can_be], base[can_be]
     gain, se = (auc - base).mean(axis=1), pd.DataFrame((auc - base).T).sem().to_numpy()
-    found = {"roc_auc": auc.mean(axis=1), "gain": gain, "se": se, "low": gain - 1.96 * se}
+    found = {
+        "roc_auc": auc.mean(axis=1),
+        "gain": gain,
+        "se": se,
+        "low": gain - 1.96 * se,
+    }
     columns = [*settings.columns.drop("graph"), *found, "graph"]
     return settings.assign(**found)[columns]
 
@@ -204,7 +254,8 @@ def best(
 ) -> tuple[str, CorrectAndSmooth | Diffusion]:  # name of the graph, settings
     "The surest gain of what was tried; among equals the first."
     row = table.iloc[[int(table["low"].fillna(-np.inf).argmax())]].to_dict("records")[0]
-    settings = {name: row[name] for name in _TUNED if row[name] == row[name]}  # nan: not of this rule
+    # nan: not of this rule
+    settings = {name: row[name] for name in _TUNED if row[name] == row[name]}
     if settings["rule"] != Diffusion.rule:
         return row["graph"], CorrectAndSmooth(**settings)
     del settings["rule"]
@@ -225,15 +276,30 @@ def plot_grid(
     ax.imshow(gain, cmap="PuOr_r", vmin=-top, vmax=top, origin="lower", aspect="auto")
     for i, j in np.argwhere(np.isfinite(gain)):
         ink = "w" if abs(gain[i, j]) > 0.6 * top else "k"
-        ax.text(j, i, f"{1000 * gain[i, j]:+.1f}", ha="center", va="center", fontsize=8, color=ink)
-    for values, set_ticks in ((best_of.columns, ax.set_xticks), (best_of.index, ax.set_yticks)):
-        set_ticks(range(len(values)), [value if isinstance(value, str) else f"{value:g}" for value in values])
+        ax.text(
+            j,
+            i,
+            f"{1000 * gain[i, j]:+.1f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=ink,
+        )
+    for values, set_ticks in (
+        (best_of.columns, ax.set_xticks),
+        (best_of.index, ax.set_yticks),
+    ):
+        set_ticks(
+            range(len(values)),
+            [value if isinstance(value, str) else f"{value:g}" for value in values],
+        )
     ax.set(xlabel=x, ylabel=y)
 
 # %% ../nbs/07d_tuning.ipynb #u02
 @dataclass(frozen=True)
 class ListGrid:
-    "Watch scores to try: each penalty with each share of the neighbours and each weight of liking."
+    """Watch scores to try: each penalty with each share of the neighbours and each
+    weight of liking."""
 
     penalty: tuple[float, ...] = (3, 6, 12)
     beta: tuple[float, ...] = (0, 0.2, 0.35, 0.5)
@@ -242,13 +308,20 @@ class ListGrid:
     def __post_init__(self) -> None:
         for name in ("penalty", "beta", "liking"):
             if not isinstance(getattr(self, name), (tuple, list)):
-                raise InputError(f"{name} of the grid must be a list of values, got {getattr(self, name)!r}")
+                raise InputError(
+                    f"{name} of the grid must be a list of values, got "
+                    f"{getattr(self, name)!r}"
+                )
             for value in getattr(self, name):
                 WatchConfig(**{name: value})  # checks it
 
     def weights(self, usual: WatchConfig) -> list[WatchConfig]:
         "Settings that need weights of their own, the usual ones first."
-        return list(dict.fromkeys([usual, *(replace(usual, penalty=penalty) for penalty in self.penalty)]))
+        return list(
+            dict.fromkeys(
+                [usual, *(replace(usual, penalty=penalty) for penalty in self.penalty)]
+            )
+        )
 
     def mixtures(self, usual: WatchConfig) -> list[tuple[float, list[float]]]:
         "Each beta with all values of g, the usual ones first."
@@ -264,13 +337,18 @@ def list_trials(
     usual: WatchConfig = WatchConfig(),
     max_users: int = 1000,
     seed: int = 0,  # of the sample of users
-) -> tuple[pd.DataFrame, np.ndarray]:  # (k,) settings, and NDCG@10 (2 k, m): of liked, then of watched movies
+) -> tuple[
+    pd.DataFrame, np.ndarray
+]:  # (k,) settings, and NDCG@10 (2 k, m): of liked, then of watched movies
     "Top tens under every setting, judged by every user's validation ratings."
     users = np.sort(generator(seed).permutation(np.unique(valid.user))[:max_users])
     shape = len(users), scorer.labels.shape[0]
     mine = np.isin(valid.user, users)
     at = np.searchsorted(users, valid.user[mine]), valid.item[mine]
-    held = [sparse.csr_array((keep, at), shape) for keep in (valid.y[mine] == 1, np.ones(mine.sum(), bool))]
+    held = [
+        sparse.csr_array((keep, at), shape)
+        for keep in (valid.y[mine] == 1, np.ones(mine.sum(), bool))
+    ]
     tried = [
         (replace(watch, config=replace(watch.config, beta=beta)), liking)
         for watch in watches
@@ -282,13 +360,24 @@ def list_trials(
         scores = (
             list_score(Q, P, g)
             for watch, liking in tried
-            for Q in [discounted(watch.block(users[block]), discount(watch.count, usual.novelty))]
+            for Q in [
+                discounted(
+                    watch.block(users[block]), discount(watch.count, usual.novelty)
+                )
+            ]
             for g in liking
         )
         for lists, score in zip(found, scores, strict=True):
             lists.append(top_n(score, 10, every, seen))
-    ndcg = [[list_metrics(np.vstack(lists), want)["ndcg"] for lists in found] for want in held]
-    rows = [(one.config.penalty, one.config.beta, g) for one, liking in tried for g in liking]
+    ndcg = [
+        [list_metrics(np.vstack(lists), want)["ndcg"] for lists in found]
+        for want in held
+    ]
+    rows = [
+        (one.config.penalty, one.config.beta, g)
+        for one, liking in tried
+        for g in liking
+    ]
     return pd.DataFrame(rows, columns=["penalty", "beta", "liking"]), np.vstack(
         [np.array(each) for each in ndcg]
     )
@@ -298,14 +387,18 @@ def judge_lists(
     settings: pd.DataFrame,  # (k,) as `list_trials` has them, the usual ones first
     ndcg: np.ndarray,  # (2 k, m), likewise
 ) -> pd.DataFrame:  # settings, ndcg_liked, ndcg_watched, gain, se, low
-    "Settings with both means, and the gain of their middle over the usual settings, by user."
+    """Settings with both means, and the gain of their middle over the usual settings,
+    by user."""
     liked, watched = np.split(ndcg, 2)
     both = (liked + watched) / 2
     more = (both - both[0])[:, np.isfinite(both[0])]
     if not more.shape[1]:
         raise InputError("no user has a liked item among the validation ratings")
     gain, se = more.mean(axis=1), pd.DataFrame(more.T).sem().to_numpy()
-    means = {"ndcg_liked": np.nanmean(liked, axis=1), "ndcg_watched": np.nanmean(watched, axis=1)}
+    means = {
+        "ndcg_liked": np.nanmean(liked, axis=1),
+        "ndcg_watched": np.nanmean(watched, axis=1),
+    }
     return settings.assign(**means, gain=gain, se=se, low=gain - 1.96 * se)
 
 

@@ -35,15 +35,20 @@ from .recommender import CorrectSmoothRecommender
 # %% ../nbs/07i_validation.ipynb #v005
 def latest(
     ratings: Dataset,  # with timestamps
-    share: float = 0.2,  # of each user's ratings, rounded; at least one if the user has two
+    # of each user's ratings, rounded; at least one if the user has two
+    share: float = 0.2,
 ) -> np.ndarray:  # (n,) True where held back
-    "Hide the latest share of each user's ratings; of ratings at one time, the later rows."
+    """Hide the latest share of each user's ratings; of ratings at one time, the later
+    rows."""
     check_number("share", share, 0, 1)
     if ratings.timestamp is None:
-        raise InputError("a split by time needs a timestamp for each rating; these have none")
+        raise InputError(
+            "a split by time needs a timestamp for each rating; these have none"
+        )
     order, size = np.lexsort((ratings.timestamp, ratings.user)), ratings.counts
     place = np.empty(len(order), np.int64)
-    place[order] = np.cumsum(size)[ratings.user[order]] - 1 - np.arange(len(order))  # 0 for the latest
+    # 0 for the latest
+    place[order] = np.cumsum(size)[ratings.user[order]] - 1 - np.arange(len(order))
     return place < np.clip(np.round(share * size), 1, size - 1)[ratings.user]
 
 # %% ../nbs/07i_validation.ipynb #v007
@@ -72,7 +77,9 @@ def k_folds(
     data: Dataset,
     k: int = 5,
     seed: int = 0,
-) -> np.ndarray:  # (k, n) True where the fold holds a rating back; each rating in one of them
+) -> (
+    np.ndarray
+):  # (k, n) True where the fold holds a rating back; each rating in one of them
     "Deal each user's ratings into k folds."
     check_number("folds", k, 2, whole=True)
     order = np.lexsort((generator(seed).random(len(data)), data.user))
@@ -87,11 +94,14 @@ def _one_fold(data: Dataset, fold: Any, place: int) -> tuple[Dataset, np.ndarray
         marks = np.zeros((2, len(data)), bool)
         for side, at in zip(marks, map(np.asarray, fold), strict=True):
             if at.dtype.kind not in "iu" or ((at < 0) | (at >= len(data))).any():
-                raise InputError(f"fold {place} must hold positions of ratings, 0 to {len(data) - 1}")
+                raise InputError(
+                    f"fold {place} must hold positions of ratings, 0 to {len(data) - 1}"
+                )
             side[at] = True
         if (both := marks.all(axis=0)).any():
             raise InputError(
-                f"fold {place} has rating {both.argmax()} to learn from and to judge by; choose one"
+                f"fold {place} has rating {both.argmax()} to learn from and to "
+                "judge by; choose one"
             )
         used = marks.any(axis=0)
         return some_ratings(data, used, np.arange(len(data.users))), marks[1, used]
@@ -108,17 +118,29 @@ def folds_of(
     data: MovieData | Dataset,
     folds: int | Iterable[Any] = 5,  # how many, or marks, or pairs of positions
     seed: int = 0,
-) -> list[tuple[Dataset, np.ndarray]]:  # for each fold its ratings, and which of them are held back
+) -> list[
+    tuple[Dataset, np.ndarray]
+]:  # for each fold its ratings, and which of them are held back
     "Folds as they are, or dealt; raises `InputError` for what is none."
     numbered = index_ratings(data)
     if isinstance(folds, (int, np.integer)) and not isinstance(folds, bool):
         folds = k_folds(numbered, int(folds), seed)
     if isinstance(folds, (str, bool)) or not isinstance(folds, Iterable):
-        hint = f"; give its split(range({len(numbered)}))" if hasattr(folds, "split") else ""
-        raise InputError(f"folds are a number, or a list of marks of held-back ratings; got {folds!r}{hint}")
+        hint = (
+            f"; give its split(range({len(numbered)}))"
+            if hasattr(folds, "split")
+            else ""
+        )
+        raise InputError(
+            "folds are a number, or a list of marks of held-back ratings; got "
+            f"{folds!r}{hint}"
+        )
     found = [_one_fold(numbered, fold, place) for place, fold in enumerate(folds)]
     if not found:
-        raise InputError("there are no folds; give their number, or marks of held-back ratings for each")
+        raise InputError(
+            "there are no folds; give their number, or marks of held-back "
+            "ratings for each"
+        )
     return found
 
 # %% ../nbs/07i_validation.ipynb #v016
@@ -129,11 +151,17 @@ def _named(setting: Mapping[str, Any]) -> str:
 
 def _parted(setting: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     "What a setting says of the model, and what of refinement and watch scores."
-    late = {name: value for name, value in setting.items() if name.split("__")[0] in ("refinement", "watch")}
+    late = {
+        name: value
+        for name, value in setting.items()
+        if name.split("__")[0] in ("refinement", "watch")
+    }
     return {name: value for name, value in setting.items() if name not in late}, late
 
 
-def _refitted(fitted: CorrectSmoothRecommender, late: dict[str, Any]) -> CorrectSmoothRecommender:
+def _refitted(
+    fitted: CorrectSmoothRecommender, late: dict[str, Any]
+) -> CorrectSmoothRecommender:
     "A fitted recommender with another refinement or other watch scores."
     wanted, refined = clone(fitted).set_params(**late), fitted
     if any(name.startswith("refinement") for name in late):
@@ -149,14 +177,19 @@ class CrossValidation:
 
     folds: (
         pd.DataFrame
-    )  # a row for each setting and fold: settings, fold, users, skipped, epochs, base_*, refined_*
-    users: pd.DataFrame  # settings, user_id, then means over folds: base_*, refined_* and list_*
+        # a row for each setting and fold: settings, fold, users, skipped, epochs,
+        # base_*, refined_*
+    )
+    # settings, user_id, then means over folds: base_*, refined_* and list_*
+    users: pd.DataFrame
 
     def of(self, settings: str) -> pd.DataFrame:
         "Users under one setting, by id."
         found = self.users[self.users["settings"] == settings]
         if not len(found):
-            raise InputError(f"there is no setting {settings!r}; there are {self.names}")
+            raise InputError(
+                f"there is no setting {settings!r}; there are {self.names}"
+            )
         return found.drop(columns="settings").set_index("user_id")
 
     @property
@@ -167,59 +200,95 @@ class CrossValidation:
     def result(self, settings: str | None = None, seed: int = 0) -> pd.DataFrame:
         "Base against refined under one setting (None: the first), as `compare` has it."
         table = self.of(self.names[0] if settings is None else settings)
-        names = [name[5:] for name in map(str, table.columns) if name.startswith("base_")]
-        sides = (table[[f"{which}_{name}" for name in names]] for which in ("base", "refined"))
+        names = [
+            name[5:] for name in map(str, table.columns) if name.startswith("base_")
+        ]
+        sides = (
+            table[[f"{which}_{name}" for name in names]]
+            for which in ("base", "refined")
+        )
         before, after = (side.set_axis(names, axis=1) for side in sides)
         return compare(before, after, seed=seed)
 
     def compared(self, metric: str = "refined_roc_auc", seed: int = 0) -> pd.DataFrame:
-        "Every setting against the first, user by user: mean, difference, and its 95% interval."
-        if metric not in (known := list(self.users.columns.drop(["settings", "user_id"]))):
-            raise InputError(f"there is no metric {metric!r}; there are {', '.join(known)}")
-        wide = self.users.pivot(index="user_id", columns="settings", values=metric)[self.names].dropna()
+        """Every setting against the first, user by user: mean, difference, and its 95%
+        interval."""
+        if metric not in (
+            known := list(self.users.columns.drop(["settings", "user_id"]))
+        ):
+            raise InputError(
+                f"there is no metric {metric!r}; there are {', '.join(known)}"
+            )
+        wide = self.users.pivot(index="user_id", columns="settings", values=metric)[
+            self.names
+        ].dropna()
         change = wide.sub(wide[self.names[0]], axis=0)
         low, high = mean_interval(change.to_numpy(), seed=seed)
-        found = {"mean": wide.mean(), "difference": change.mean(), "low": low, "high": high}
+        found = {
+            "mean": wide.mean(),
+            "difference": change.mean(),
+            "low": low,
+            "high": high,
+        }
         return pd.DataFrame(found).assign(users=len(wide))
 
 # %% ../nbs/07i_validation.ipynb #v0205
 def _judged_users(judged: Evaluation) -> pd.DataFrame:
-    "Users of an evaluation with all their metrics; those of lists are of what is recommended."
+    """Users of an evaluation with all their metrics; those of lists are of what is
+    recommended."""
     ordering = next(name for name in ("both", "like") if name in judged.lists)
-    of_lists = {f"{ordering}_{name}": f"list_{name}" for name in ("ndcg_liked", "ndcg_watched")}
+    of_lists = {
+        f"{ordering}_{name}": f"list_{name}" for name in ("ndcg_liked", "ndcg_watched")
+    }
     lists = judged.list_users[["user_id", *of_lists]].rename(columns=of_lists)
-    return judged.users.drop(columns=["n_train", "n_test"]).merge(lists, how="left", on="user_id")
+    return judged.users.drop(columns=["n_train", "n_test"]).merge(
+        lists, how="left", on="user_id"
+    )
 
 
 def _checked_settings(
     recommender: CorrectSmoothRecommender, settings: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    "Settings by name; raises `InputError` for one that cannot be, before anything is trained."
+    """Settings by name; raises `InputError` for one that cannot be, before anything is
+    trained."""
     if not isinstance(recommender, CorrectSmoothRecommender):
-        raise InputError(f"cross_validate needs an unfitted CorrectSmoothRecommender, got {recommender!r}")
+        raise InputError(
+            "cross_validate needs an unfitted CorrectSmoothRecommender, got "
+            f"{recommender!r}"
+        )
     if isinstance(settings, Mapping):
-        raise InputError("settings are a list of dicts; for a single one write [settings], for none [{}]")
+        raise InputError(
+            "settings are a list of dicts; for a single one write [settings], "
+            "for none [{}]"
+        )
     tried: dict[str, dict[str, Any]] = {}
     for setting in settings:
         if not isinstance(setting, Mapping):
-            raise InputError(f"a setting to try is a dict, as for set_params; got {setting!r}")
+            raise InputError(
+                f"a setting to try is a dict, as for set_params; got {setting!r}"
+            )
         if split_by := {"labels", "liked"} & setting.keys():
             raise InputError(
-                f"{split_by.pop()} decides how ratings are judged; set it in the recommender itself"
+                f"{split_by.pop()} decides how ratings are judged; set it in the "
+                "recommender itself"
             )
         clone(recommender).set_params(**setting)
         tried[_named(setting)] = dict(setting)
     if not tried:
-        raise InputError("there are no settings to try; for the recommender as it is give [{}]")
+        raise InputError(
+            "there are no settings to try; for the recommender as it is give [{}]"
+        )
     return tried
 
 # %% ../nbs/07i_validation.ipynb #v021
 def cross_validate(
     recommender: CorrectSmoothRecommender,  # unfitted; it is not changed
     data: MovieData | Dataset,
-    folds: int | Iterable[Any] = 5,  # how many, or marks of held-back ratings, or scikit-learn's pairs
+    # how many, or marks of held-back ratings, or scikit-learn's pairs
+    folds: int | Iterable[Any] = 5,
     settings: Iterable[Mapping[str, Any]] = ({},),  # to try, each as for `set_params`
-    metrics: Mapping[str, Metric] | None = None,  # of your own: name -> function of labels and scores
+    # of your own: name -> function of labels and scores
+    metrics: Mapping[str, Metric] | None = None,
     edges: Any = None,  # a graph of yours, as for `fit`
 ) -> CrossValidation:
     "Fit and judge a recommender on every fold, under every setting."
@@ -234,8 +303,24 @@ def cross_validate(
                 fitted[key] = clone(recommender).set_params(**early).fit(known, edges)
             judged = _refitted(fitted[key], late).evaluate(held, metrics)
             users = _judged_users(judged)
-            at = {"settings": name, "fold": place, "users": len(users), "skipped": judged.skipped}
-            rows.append({**at, "epochs": fitted[key].epochs_, **users.drop(columns="user_id").mean()})
+            at = {
+                "settings": name,
+                "fold": place,
+                "users": len(users),
+                "skipped": judged.skipped,
+            }
+            rows.append(
+                {
+                    **at,
+                    "epochs": fitted[key].epochs_,
+                    **users.drop(columns="user_id").mean(),
+                }
+            )
             people.append(users.assign(settings=name))
-    means = pd.concat(people).groupby(["settings", "user_id"], sort=False).mean().reset_index()
+    means = (
+        pd.concat(people)
+        .groupby(["settings", "user_id"], sort=False)
+        .mean()
+        .reset_index()
+    )
     return CrossValidation(pd.DataFrame(rows), means)

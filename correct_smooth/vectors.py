@@ -20,7 +20,8 @@ from .ids import as_ids, find_ids
 
 # %% ../nbs/00d_vectors.ipynb #v005
 def as_vector(cell: Any) -> np.ndarray | None:
-    "The numbers of a cell; None for an empty one, `ValueError` for what is no row of numbers."
+    """The numbers of a cell; None for an empty one, `ValueError` for what is no row of
+    numbers."""
     if isinstance(cell, str):
         if "..." in cell:
             raise ValueError("the text was shortened when it was printed")
@@ -36,65 +37,92 @@ def as_vector(cell: Any) -> np.ndarray | None:
 # %% ../nbs/00d_vectors.ipynb #v008
 def vectors_in(
     cells: pd.Series,  # indexed by item id
-) -> tuple[pd.Index, np.ndarray]:  # ids of the items that have a vector, and a row for each
-    "The vectors of a column; raises `InputError` for one that cannot be read, or is longer than others."
+) -> tuple[
+    pd.Index, np.ndarray
+]:  # ids of the items that have a vector, and a row for each
+    """The vectors of a column; raises `InputError` for one that cannot be read, or is
+    longer than others."""
     rows, ids = list[np.ndarray](), list[Any]()
     for item, cell in zip(cells.index, cells, strict=True):
         try:
             row = as_vector(cell)
         except (ValueError, TypeError) as error:
-            raise InputError(f"the vector of item {item!r} cannot be read: {error}"[:500]) from error
+            raise InputError(
+                f"the vector of item {item!r} cannot be read: {error}"[:500]
+            ) from error
         if row is not None:
             rows.append(row)
             ids.append(item)
         if row is not None and len(row) != len(rows[0]):
             raise InputError(
-                f"the vector of item {item!r} has {len(row)} numbers, that of {ids[0]!r} has {len(rows[0])}"
+                f"the vector of item {item!r} has {len(row)} numbers, that of "
+                f"{ids[0]!r} has {len(rows[0])}"
             )
-    return pd.Index(ids, dtype=cells.index.dtype), np.array(rows) if rows else np.empty((0, 0))
+    return pd.Index(ids, dtype=cells.index.dtype), np.array(rows) if rows else np.empty(
+        (0, 0)
+    )
 
 # %% ../nbs/00d_vectors.ipynb #v011
 def _parted(vectors: Any) -> tuple[pd.Series, Any]:
     "Ids and matrix, of whatever was handed over."
     if isinstance(vectors, pd.DataFrame):
-        table = vectors.set_index("item_id") if "item_id" in vectors.columns else vectors
+        table = (
+            vectors.set_index("item_id") if "item_id" in vectors.columns else vectors
+        )
         if list(table.columns) == ["vector"]:
             found, rows = vectors_in(table["vector"])
             return found.to_series(), rows
         for name, column in table.items():
             if not pd.api.types.is_numeric_dtype(column):
                 raise InputError(
-                    f"column {name!r} of the vectors holds no numbers ({column.dtype}); leave it out"
+                    f"column {name!r} of the vectors holds no numbers "
+                    f"({column.dtype}); leave it out"
                 )
         return table.index.to_series(), table.to_numpy(na_value=np.nan)
     if isinstance(vectors, tuple) and len(vectors) == 2:
         with reading("the ids of vectors"):
-            ids = np.asarray(vectors[0]) if hasattr(vectors[0], "__array__") else vectors[0]
-            return pd.Series(ids, dtype=object if isinstance(ids, list) else None), vectors[1]
+            ids = (
+                np.asarray(vectors[0])
+                if hasattr(vectors[0], "__array__")
+                else vectors[0]
+            )
+            return pd.Series(
+                ids, dtype=object if isinstance(ids, list) else None
+            ), vectors[1]
     raise InputError(
-        f"vectors are a DataFrame indexed by item id, or a pair (ids, matrix), got {type(vectors).__name__}; "
-        "a matrix alone does not say whose its rows are"
+        "vectors are a DataFrame indexed by item id, or a pair (ids, matrix), got "
+        f"{type(vectors).__name__}; a matrix alone does not say whose its rows are"
     )
 
 # %% ../nbs/00d_vectors.ipynb #v014
-def _matrix(given: Any, ids: pd.Series) -> sparse.csr_matrix:  # (len(ids), width) float32
-    "Vectors as sparse rows; raises `InputError` for what is no matrix of finite numbers."
+def _matrix(
+    given: Any, ids: pd.Series
+) -> sparse.csr_matrix:  # (len(ids), width) float32
+    """Vectors as sparse rows; raises `InputError` for what is no matrix of finite
+    numbers."""
     with reading("the matrix of vectors"):
         whole = given if sparse.issparse(given) else np.asarray(given)
         if np.ma.is_masked(given):
-            raise InputError("the matrix of vectors has masked places; fill them, or leave their items out")
+            raise InputError(
+                "the matrix of vectors has masked places; fill them, or leave "
+                "their items out"
+            )
     if whole.ndim != 2 or whole.dtype.kind not in "fiub":
         found = f"{whole.ndim} dimensions of {whole.dtype}"
-        raise InputError(f"vectors must be a matrix of real numbers, a row an item, got {found}")
+        raise InputError(
+            f"vectors must be a matrix of real numbers, a row an item, got {found}"
+        )
     if whole.shape[0] != len(ids):
         raise InputError(
-            f"there are {len(ids)} ids of vectors and {whole.shape[0]} rows; one is needed for each"
+            f"there are {len(ids)} ids of vectors and {whole.shape[0]} rows; one "
+            "is needed for each"
         )
     if not whole.shape[1]:
         raise InputError("vectors must have at least one number each, these have none")
     whole = whole.astype(np.float32) if whole.dtype == np.float16 else whole
     with reading("the matrix of vectors"):
-        rows = sparse.csr_matrix(whole, copy=sparse.issparse(whole))  # what was handed in stays as it is
+        # what was handed in stays as it is
+        rows = sparse.csr_matrix(whole, copy=sparse.issparse(whole))
         rows.check_format(full_check=True)
         rows.sum_duplicates()
     odd = ~((rows.data > -1e15) & (rows.data < 1e15))
@@ -102,33 +130,43 @@ def _matrix(given: Any, ids: pd.Series) -> sparse.csr_matrix:  # (len(ids), widt
         at = int(odd.argmax())
         item = ids.tolist()[int(np.searchsorted(rows.indptr, at, "right")) - 1]
         raise InputError(
-            f"the vector of item {item!r} holds {rows.data[at]} at place {rows.indices[at]} "
-            f"({int(odd.sum())} such); mend it, or leave the item out: it is then known by the rest"
+            f"the vector of item {item!r} holds {rows.data[at]} at place "
+            f"{rows.indices[at]} ({int(odd.sum())} such); mend it, or leave the item "
+            "out: it is then known by the rest"
         )
     return sparse.csr_matrix(rows, dtype=np.float32)
 
 # %% ../nbs/00d_vectors.ipynb #v017
 def check_vectors(
-    vectors: Any,  # a DataFrame indexed by item id, or a pair (ids, matrix), dense or sparse
+    # a DataFrame indexed by item id, or a pair (ids, matrix), dense or sparse
+    vectors: Any,
     items: pd.Index,  # item id at each position
     dropped: dict[str, int],  # what is left out is counted here
-) -> sparse.csr_matrix:  # (n_items, width) float32, rows of zeros where there is no vector
+) -> (
+    sparse.csr_matrix
+):  # (n_items, width) float32, rows of zeros where there is no vector
     "Vectors in the order of the items; raises `InputError` where they cannot be used."
     given, matrix = _parted(vectors)
     ids = as_ids(given, "item_id of vectors")
     if ids.isna().any():
-        raise InputError(f"row {int(ids.isna().to_numpy().argmax())} of the vectors has no item id")
+        raise InputError(
+            f"row {int(ids.isna().to_numpy().argmax())} of the vectors has no item id"
+        )
     rows, at = _matrix(matrix, given), find_ids(ids, items)
     known = at >= 0
     twice = pd.Series(at[known]).duplicated()
     if twice.any():
         item = items[at[known][twice]].tolist()[0]
-        raise InputError(f"item {item!r} has two vectors ({int(twice.sum())} such); leave one out")
+        raise InputError(
+            f"item {item!r} has two vectors ({int(twice.sum())} such); leave one out"
+        )
     if not known.any():
         examples = f"vectors are of {ids[:2].tolist()}, items are {items[:2].tolist()}"
         raise InputError(f"no vector is of a known item: {examples}")
     dropped["vectors of items that are not known"] = int((~known).sum())
-    dropped["note: items without a vector, described by the rest alone"] = len(items) - int(known.sum())
+    dropped["note: items without a vector, described by the rest alone"] = len(
+        items
+    ) - int(known.sum())
     row = np.full(len(items), len(ids))
     row[at[known]] = np.flatnonzero(known)
     nothing = sparse.csr_matrix((1, rows.shape[1]), dtype=np.float32)
@@ -142,10 +180,12 @@ def more_vectors(
     vectors: Any,  # of the new ones, as for `check_vectors`, or None
     new: pd.Index,  # ids of the new items
 ) -> sparse.csr_matrix | None:  # (n + len(new), width)
-    "Vectors of new items behind those known; raises `InputError` where they do not belong together."
+    """Vectors of new items behind those known; raises `InputError` where they do not
+    belong together."""
     if known is None and vectors is not None:
         raise InputError(
-            "the items known so far have no vectors, so new ones cannot have any; fit again with all"
+            "the items known so far have no vectors, so new ones cannot have "
+            "any; fit again with all"
         )
     if known is None:
         return None
@@ -155,7 +195,7 @@ def more_vectors(
         more = check_vectors(vectors, new, {})
     if more.shape[1] != known.shape[1]:
         raise InputError(
-            f"vectors of the new items have {more.shape[1]} numbers, those known have {known.shape[1]}; "
-            "make them by the same encoder"
+            f"vectors of the new items have {more.shape[1]} numbers, those known have "
+            f"{known.shape[1]}; make them by the same encoder"
         )
     return sparse.vstack([known, more], format="csr", dtype=np.float32)

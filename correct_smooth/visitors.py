@@ -34,26 +34,34 @@ def _pairs_of(ratings: Any) -> tuple[list[Any], list[Any]]:
     "Items and ratings, as they were handed in."
     if isinstance(ratings, pd.DataFrame):
         if "user_id" in ratings.columns and ratings["user_id"].nunique() > 1:
-            raise InputError("ratings of a visitor must be of one person; for several there is fold_in")
+            raise InputError(
+                "ratings of a visitor must be of one person; for several there "
+                "is fold_in"
+            )
         table = check_ratings(ratings.assign(user_id=0), {})
         return table["item_id"].tolist(), table["rating"].tolist()
     if isinstance(ratings, (Mapping, pd.Series)):
-        return list(ratings.keys()), list(ratings.values() if isinstance(ratings, Mapping) else ratings)
+        return list(ratings.keys()), list(
+            ratings.values() if isinstance(ratings, Mapping) else ratings
+        )
     listed = isinstance(ratings, Iterable) and not isinstance(ratings, (str, bytes))
     pairs: list[Any] = list(ratings) if listed else [None]
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise InputError(
-            "ratings of a visitor are a dict {item_id: rating}, a Series, pairs of both, or a table with "
+            "ratings of a visitor are a dict {item_id: rating}, a Series, pairs "
+            "of both, or a table with "
             f"the columns item_id and rating; got {type(ratings).__name__}"
         )
     return [item for item, _ in pairs], [rating for _, rating in pairs]
 
 
 def visitor_ratings(
-    ratings: Any,  # {item_id: rating}, a Series, pairs, or a table with item_id and rating
+    # {item_id: rating}, a Series, pairs, or a table with item_id and rating
+    ratings: Any,
     items: pd.Index,  # the catalogue
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) positions, each once, and ratings
-    "What a visitor has rated; the later of two ratings counts. Raises `InputError` for what is no rating."
+    """What a visitor has rated; the later of two ratings counts. Raises `InputError`
+    for what is no rating."""
     named, given = _pairs_of(ratings)
     at = positions(named, items, "item") if named else np.empty(0, np.int32)
     for item, value in zip(named, given, strict=True):
@@ -65,31 +73,47 @@ def visitor_ratings(
 def _judged_alone(data: Dataset, item: np.ndarray, rating: np.ndarray) -> Interactions:
     "One person's ratings, with a standard of their own."
     user, people, fixed = np.zeros(len(item), np.int32), data.people, data.fixed
-    line = np.full(1, fixed) if fixed is not None else user_thresholds(user, rating, 1, data.liked, people)
+    line = (
+        np.full(1, fixed)
+        if fixed is not None
+        else user_thresholds(user, rating, 1, data.liked, people)
+    )
     y = is_liked(rating, line[user]).astype(np.float32)
     drawn = None if fixed is None else line - people.step / 2
-    return Interactions(user, item, rating, y, pd.RangeIndex(1), data.items, people, drawn)
+    return Interactions(
+        user, item, rating, y, pd.RangeIndex(1), data.items, people, drawn
+    )
 
 
 def visitor(
     ready: Ready,
     ratings: Any,  # as for `visitor_ratings`
 ) -> tuple[Person, sparse.csc_matrix]:  # and their ratings, (n_items, 1)
-    "Somebody with these ratings; the model does not change. Raises `InputError` for what is no rating."
+    """Somebody with these ratings; the model does not change. Raises `InputError` for
+    what is no rating."""
     data, watch = ready.state.data, ready.state.watch
     item, rating = visitor_ratings(ratings, data.items)
     if odd := ready.off_scale(rating):
         raise InputError(f"{odd}; bring them to that scale first")
-    silent = np.zeros(len(item), bool) if data.no_opinion is None else rating == np.float32(data.no_opinion)
-    pairs, shape = _judged_alone(data, item[~silent], rating[~silent]), (len(data.items), 1)
+    silent = (
+        np.zeros(len(item), bool)
+        if data.no_opinion is None
+        else rating == np.float32(data.no_opinion)
+    )
+    pairs = _judged_alone(data, item[~silent], rating[~silent])
+    shape = (len(data.items), 1)
     aims = targets(pairs, ready.state.settings["training"].target)
     Y = label_matrix(pairs.user, pairs.item, aims, shape)
     model = ready.scorer.model
-    person = Person(Embeddings(model.H, model.c, *newcomer_vectors(ready, Y)), Y, seen=item[silent])
+    person = Person(
+        Embeddings(model.H, model.c, *newcomer_vectors(ready, Y)), Y, seen=item[silent]
+    )
     if watch is not None:
         mean = ready.person(len(data.users)).history
         person = replace(
-            person, history=watched(pairs, watch.config.disliked) if Y.nnz else mean, is_mean=not Y.nnz
+            person,
+            history=watched(pairs, watch.config.disliked) if Y.nnz else mean,
+            is_mean=not Y.nnz,
         )
     return person, label_matrix(pairs.user, pairs.item, pairs.rating, shape)
 
@@ -99,11 +123,14 @@ class ListConfig:
     "What lists are asked for."
 
     n: int = 10
-    exclude_seen: bool = True  # leave out what the user has rated, or is known to have seen
-    items: Any = None  # recommend only among these items; a dict: of these users; None: all
+    # leave out what the user has rated, or is known to have seen
+    exclude_seen: bool = True
+    # recommend only among these items; a dict: of these users; None: all
+    items: Any = None
     block_items: Any = None  # never recommend these; a dict: to these users
     by: Order | float = "both"  # what lists are ordered by, as for `Ranking`
-    novelty: float | None = None  # how much popular items are held back, 0 to 1; None: as set
+    # how much popular items are held back, 0 to 1; None: as set
+    novelty: float | None = None
     min_ratings: int = 0  # leave out items that fewer users have rated
 
     def __post_init__(self) -> None:
@@ -118,7 +145,9 @@ class ListConfig:
         "What lists are ordered by; novelty is as set unless liking alone counts."
         watch, novelty = ready.state.watch, self.novelty
         if novelty is None:
-            novelty = 0 if watch is None or self.by in ("like", 1) else watch.config.novelty
+            novelty = (
+                0 if watch is None or self.by in ("like", 1) else watch.config.novelty
+            )
         if not novelty:
             return Ranking(ready.scorer, watch, self.by)
         count = popularity() if watch is None else watch.count
@@ -130,9 +159,12 @@ class _Named:
     "Items named for some of the users asked for."
 
     which: np.ndarray  # (m,) which column is meant for each user; -1: none
-    listed: sparse.csc_matrix  # (n_items, k + 1) stored where named; the last column is empty
+    # (n_items, k + 1) stored where named; the last column is empty
+    listed: sparse.csc_matrix
 
-    def columns(self, at: slice, only: bool) -> sparse.csc_matrix:  # (n_items, users in the slice)
+    def columns(
+        self, at: slice, only: bool
+    ) -> sparse.csc_matrix:  # (n_items, users in the slice)
         "What these users should not get: the items named, or with `only` all others."
         which = self.which[at]
         if not only:
@@ -144,13 +176,20 @@ class _Named:
         return sparse.csc_matrix(shut)
 
 
-def _named(given: Mapping[Any, Any], name: str, ids: pd.Index, rows: np.ndarray, data: Dataset) -> _Named:
-    "Lists by user, for those who are asked for; raises `InputError` for a user nobody knows."
+def _named(
+    given: Mapping[Any, Any], name: str, ids: pd.Index, rows: np.ndarray, data: Dataset
+) -> _Named:
+    """Lists by user, for those who are asked for; raises `InputError` for a user nobody
+    knows."""
     keys = pd.Index(list(given), tupleize_cols=False)
-    lists = [as_list(chosen, f"{name} of user {user!r}") for user, chosen in given.items()]
+    lists = [
+        as_list(chosen, f"{name} of user {user!r}") for user, chosen in given.items()
+    ]
     place, asked = find_ids(keys, data.users), keys.get_indexer(ids)
     if len(lost := keys[(place < 0) & ~keys.isin(ids)]):
-        raise InputError(f"{name} names user {lost[0]!r}, who is neither known nor asked for")
+        raise InputError(
+            f"{name} names user {lost[0]!r}, who is neither known nor asked for"
+        )
     of_row = np.full(len(data.users) + 1, -1)
     of_row[place[place >= 0]] = np.flatnonzero(place >= 0)
     which = np.where(rows < len(data.users), of_row[rows], asked)
@@ -170,10 +209,16 @@ def closed(
     ids: pd.Index,  # (m,) of the users asked for
     rows: np.ndarray,  # (m,) their positions
     popularity: Callable[[], np.ndarray],
-) -> tuple[np.ndarray, Callable[[slice], sparse.csc_matrix] | None]:  # (n_items,) for all; and for some users
+) -> tuple[
+    np.ndarray, Callable[[slice], sparse.csc_matrix] | None
+]:  # (n_items,) for all; and for some users
     "What nobody should get, and what some of the users should not."
     data, some = ready.state.data, list[tuple[_Named, bool]]()
-    mask = popularity() < config.min_ratings if config.min_ratings else np.zeros(len(data.items), bool)
+    mask = (
+        popularity() < config.min_ratings
+        if config.min_ratings
+        else np.zeros(len(data.items), bool)
+    )
     for given, name in ((config.items, "items"), (config.block_items, "block_items")):
         if isinstance(given, Mapping):
             some.append((_named(given, name, ids, rows, data), name == "items"))
@@ -188,15 +233,20 @@ def closed(
 # %% ../nbs/07k_visitors.ipynb #v24
 _SCORES = ("base", "refined", "watch", "score")
 _NOTHING = {"user_id": object, "rank": int, "item_id": object, "title": object}
-_NO_TOP = pd.DataFrame({name: np.empty(0, kind) for name, kind in _NOTHING.items()}).assign(
-    **{name: np.empty(0, np.float32) for name in _SCORES}
-)
+_NO_TOP = pd.DataFrame(
+    {name: np.empty(0, kind) for name, kind in _NOTHING.items()}
+).assign(**{name: np.empty(0, np.float32) for name in _SCORES})
 
 
 def _table(ready: Ready, top: Any, rank: Any, **users: Any) -> pd.DataFrame:
     "Lists with names; `top` has positions and scores."
     item = np.asarray(top["item"])
-    names = {**users, "rank": rank, "item_id": ready.state.data.items[item], "title": ready.titles[item]}
+    names = {
+        **users,
+        "rank": rank,
+        "item_id": ready.state.data.items[item],
+        "title": ready.titles[item],
+    }
     return pd.DataFrame({**names, **{name: top[name] for name in _SCORES}})
 
 
@@ -212,7 +262,9 @@ def list_for(
     mask, shut = closed(ready, config, ids, ready.rows(ids), popularity)
     if shut is not None:
         mask[shut(slice(0, 1)).nonzero()[0]] = True
-    top = top_list(person, config.ranking(ready, popularity), config.n, mask, config.exclude_seen)
+    top = top_list(
+        person, config.ranking(ready, popularity), config.n, mask, config.exclude_seen
+    )
     n = len(top["item"])
     whose = {} if user is None else {"user_id": ids[np.zeros(n, int)]}
     return _table(ready, top, np.arange(1, n + 1), **whose)
@@ -224,7 +276,9 @@ def lists_of(
     config: ListConfig,
     popularity: Callable[[], np.ndarray],  # (n_items,) ratings of each item
     progress: bool = False,
-) -> Iterator[pd.DataFrame]:  # user_id, rank, item_id, title, base, refined, watch, score
+) -> Iterator[
+    pd.DataFrame
+]:  # user_id, rank, item_id, title, base, refined, watch, score
     "The best items, a block of users at a time; one empty table if there are no users."
     rows = ready.rows(ids)
     if len(ids) == 1:
@@ -232,7 +286,9 @@ def lists_of(
         return
     ranking = config.ranking(ready, popularity)
     mask, shut = closed(ready, config, ids, rows, popularity)
-    blocks = top_blocks(ranking, rows, config.n, mask, config.exclude_seen, progress, ready.seen, shut)
+    blocks = top_blocks(
+        ranking, rows, config.n, mask, config.exclude_seen, progress, ready.seen, shut
+    )
     for top in blocks if len(ids) else ():
         yield _table(ready, top, top["rank"], user_id=ids[top["place"].to_numpy()])
     if not len(ids):
@@ -249,10 +305,19 @@ def reasons(
     found = {"refined": liking_reasons(person, ready.scorer, i)}
     if ready.state.watch is not None:
         found["watch"] = watching_reasons(person, ready.state.watch, i)
-    columns = {name: np.concatenate([part[name] for part in found.values()]) for name in found["refined"]}
+    columns = {
+        name: np.concatenate([part[name] for part in found.values()])
+        for name in found["refined"]
+    }
     item, given = columns.pop("item"), np.full(len(ready.titles), np.nan, np.float32)
     given[ratings.indices] = ratings.data
     rating = np.where(np.isnan(columns["label"]), np.float32("nan"), given[item])
-    of = np.repeat(np.array([*found], object), [len(part["part"]) for part in found.values()])
-    names = {"item_id": ready.state.data.items[item], "title": ready.titles[item], "rating": rating}
+    of = np.repeat(
+        np.array([*found], object), [len(part["part"]) for part in found.values()]
+    )
+    names = {
+        "item_id": ready.state.data.items[item],
+        "title": ready.titles[item],
+        "rating": rating,
+    }
     return pd.DataFrame({"of": of, "part": columns.pop("part"), **names, **columns})

@@ -31,14 +31,19 @@ from .graph import cosine_knn, normalise, symmetrise
 class WatchConfig:
     "How it is foreseen what people will watch, and how lists are made of it."
 
-    disliked: float = 0.8  # c, what a movie counts that was watched and not liked; a liked one counts 1
+    # c, what a movie counts that was watched and not liked; a liked one counts 1
+    disliked: float = 0.8
     penalty: float = 6.0  # lambda over the square root of the number of users
     k: int = 20  # neighbours of each movie, by content, to smooth over
     beta: float = 0.35  # share taken from them
-    unrated: float = 0.85  # share of its score that a movie keeps which nobody has rated
-    liking: float = 0.5  # g, how much it counts in a list that a movie will be liked; 0: not at all
-    novelty: float = 0.1  # how much popular movies are held back in lists; 0: not at all
-    head: int = 10_000  # most watched movies to learn from, where users are more than that
+    # share of its score that a movie keeps which nobody has rated
+    unrated: float = 0.85
+    # g, how much it counts in a list that a movie will be liked; 0: not at all
+    liking: float = 0.5
+    # how much popular movies are held back in lists; 0: not at all
+    novelty: float = 0.1
+    # most watched movies to learn from, where users are more than that
+    head: int = 10_000
     weights: int = 200  # to keep for each movie, on average
 
     def __post_init__(self) -> None:
@@ -59,17 +64,22 @@ def watched(
 ) -> sparse.csc_matrix:  # M, (n_items, n_users) float32
     "What each user has watched: 1 where it was liked, c where it was not."
     value = np.where(pairs.y == 1, np.float32(1), np.float32(disliked))
-    return label_matrix(pairs.user, pairs.item, value, (len(pairs.items), len(pairs.users)))
+    return label_matrix(
+        pairs.user, pairs.item, value, (len(pairs.items), len(pairs.users))
+    )
 
 # %% ../nbs/05b_watch.ipynb #w12
-_Total = Callable[[np.ndarray], np.ndarray]  # sums an array over all parts of the users, where M is a part
+# sums an array over all parts of the users, where M is a part
+_Total = Callable[[np.ndarray], np.ndarray]
 
 
 @door(M=Columns("n m", once=True))
 def user_weights(
     M: sparse.csc_matrix,  # (n_items, n_users)
     total: _Total = np.asarray,
-) -> tuple[np.ndarray, float]:  # d, (n_users,) float64; and how many users there are in all
+) -> tuple[
+    np.ndarray, float
+]:  # d, (n_users,) float64; and how many users there are in all
     "How much each user says: n^-1/2, of mean 1; users without ratings say nothing."
     n = np.diff(M.indptr)
     weight = np.where(n > 0, 1 / np.sqrt(np.maximum(n, 1)), 0.0)
@@ -80,7 +90,8 @@ def user_weights(
 @compiled(parallel=True)
 def _products(
     row_starts: np.ndarray, column: np.ndarray, left: np.ndarray,  # one side by row
-    starts: np.ndarray, row: np.ndarray, right: np.ndarray,  # the other by column, rows in order
+    # the other by column, rows in order
+    starts: np.ndarray, row: np.ndarray, right: np.ndarray,
     parts: int,  # of the rows: long and short ones in each
 ) -> np.ndarray:  # fmt: skip
     n = len(row_starts) - 1
@@ -115,9 +126,15 @@ def inverse_in_place(
     if not len(K):
         return K
     own = np.diag(K).copy()
-    root, failed = lapack.spotrf(K.T, lower=0, overwrite_a=True)  # upper half there, lower half here
-    if failed or not (np.diag(root) ** 2 > 1e-5 * own).all():  # a row that the rows before nearly make up
-        raise InputError("weights between items would be lost in rounding (32 bits); raise the penalty")
+    # upper half there, lower half here
+    root, failed = lapack.spotrf(K.T, lower=0, overwrite_a=True)
+    if (
+        failed or not (np.diag(root) ** 2 > 1e-5 * own).all()
+    ):  # a row that the rows before nearly make up
+        raise InputError(
+            "weights between items would be lost in rounding (32 bits); raise "
+            "the penalty"
+        )
     K = lapack.spotri(root, lower=0, overwrite_c=True)[0].T
     for at in user_blocks(len(K), len(K)):  # the other half
         K[at, at] = np.tril(K[at, at]) + np.tril(K[at, at], -1).T
@@ -125,8 +142,13 @@ def inverse_in_place(
     return K
 
 # %% ../nbs/05b_watch.ipynb #w19
-_Columns = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]  # rows and columns of B, and what stands there
-_WEIGHED = {"M": Columns("n m", 0, once=True), "d": Floats("m", 0, kind=float), "penalty": Number(low=1e-6)}
+# rows and columns of B, and what stands there
+_Columns = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+_WEIGHED = {
+    "M": Columns("n m", 0, once=True),
+    "d": Floats("m", 0, kind=float),
+    "penalty": Number(low=1e-6),
+}
 
 
 @door(**_WEIGHED)
@@ -136,17 +158,23 @@ def few_users_weights(
     penalty: float,  # lambda
 ) -> _Columns:
     "B, some columns at a time, by an inverse of users by users."
-    N = sparse.csr_matrix((M @ sparse.diags(np.sqrt(d))).T, dtype=np.float32)  # (n_users, n_items)
+    # (n_users, n_items)
+    N = sparse.csr_matrix((M @ sparse.diags(np.sqrt(d))).T, dtype=np.float32)
     K = gram(N, np.ones(N.shape[1]))
     K[np.diag_indices_from(K)] += np.float32(penalty)
     inverse = inverse_in_place(K)
     items, across, columns = np.arange(N.shape[1]), N.T.tocsr(), N.tocsc()
     for at in user_blocks(len(items), sum(N.shape), 64):
         part = columns[:, at]
-        solved = part.T.tocsr().dot(inverse).T  # (n_users, some): the inverse is symmetric
-        left = 1 - np.asarray(part.multiply(solved).sum(axis=0)).ravel()  # lambda times the diagonal of P
+        # (n_users, some): the inverse is symmetric
+        solved = part.T.tocsr().dot(inverse).T
+        # lambda times the diagonal of P
+        left = 1 - np.asarray(part.multiply(solved).sum(axis=0)).ravel()
         if not (left > 1e-5).all():
-            raise InputError("weights between items would be lost in rounding (32 bits); raise the penalty")
+            raise InputError(
+                "weights between items would be lost in rounding (32 bits); "
+                "raise the penalty"
+            )
         B = across.dot(solved)
         B /= left
         B[items[at], np.arange(at.stop - at.start)] = 0
@@ -166,7 +194,8 @@ def many_users_weights(
     head: int = WatchConfig.head,
     total: _Total = np.asarray,
 ) -> _Columns:
-    "B, some columns at a time, by an inverse of movies by movies, of the most watched ones."
+    """B, some columns at a time, by an inverse of movies by movies, of the most watched
+    ones."""
     rows, count = sparse.csr_matrix(M), total(_counts(M))
     order = np.argsort(-count, kind="stable")[: np.count_nonzero(count)]
     first, rest = order[:head], order[head:]
@@ -188,7 +217,8 @@ def many_users_weights(
 def _largest(
     parts: list[list[np.ndarray]], often: np.ndarray, keep: int
 ) -> tuple[list[np.ndarray], np.float32]:
-    "The largest of some weights, in the order they came, and the least size among them."
+    """The largest of some weights, in the order they came, and the least size among
+    them."""
     row, column, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     size = np.abs(value) * often[row]
     if len(size) <= keep:
@@ -203,10 +233,16 @@ def largest_weights(
     columns: _Columns,  # of B
     count: np.ndarray,  # (n_items,) how many watched each movie
     keep: int,  # weights to keep in all; of equal ones the first
-) -> sparse.csr_matrix:  # B, (n_items, n_items) float32, row i: what having watched i adds to each movie
+) -> (
+    sparse.csr_matrix
+):  # B, (n_items, n_items) float32, row i: what having watched i adds to each movie
     "The largest weights anywhere, each by how much it moves and how often."
-    often, least = np.sqrt(count).astype(np.float32), (nothing := np.finfo(np.float32).tiny)
-    parts = [[np.zeros(0, kind) for kind in (np.int32, np.int32, np.float32)]]  # rows, columns, weights
+    often, least = (
+        np.sqrt(count).astype(np.float32),
+        (nothing := np.finfo(np.float32).tiny),
+    )
+    # rows, columns, weights
+    parts = [[np.zeros(0, kind) for kind in (np.int32, np.int32, np.float32)]]
     for rows, at, B in columns:
         size = np.abs(B)
         size *= often[rows, None]
@@ -214,7 +250,9 @@ def largest_weights(
             least = max(nothing, np.partition(size, -keep, axis=None)[-keep])
         i, j = np.divmod(np.flatnonzero(size >= least), len(at))
         parts.append([rows[i].astype(np.int32), at[j].astype(np.int32), B[i, j]])
-        if sum(len(row) for row, _, _ in parts) > 2 * keep:  # now and then, for it takes time
+        if (
+            sum(len(row) for row, _, _ in parts) > 2 * keep
+        ):  # now and then, for it takes time
             found, reached = _largest(parts, often, keep)
             parts, least = [found], max(least, reached)
     row, column, value = _largest(parts, often, keep)[0]
@@ -225,9 +263,11 @@ def largest_weights(
 def item_weights(
     M: sparse.csc_matrix,  # (n_items, n_users)
     config: WatchConfig = WatchConfig(),
-    total: _Total | None = None,  # where M is of a part of the users; None: it is of all of them
+    # where M is of a part of the users; None: it is of all of them
+    total: _Total | None = None,
 ) -> sparse.csr_matrix:  # B, (n_items, n_items)
-    "How much having watched one movie speaks for watching another, by whichever way is shorter."
+    """How much having watched one movie speaks for watching another, by whichever way
+    is shorter."""
     d, users = user_weights(M, total or np.asarray)
     count = (total or np.asarray)(_counts(M))
     penalty = config.penalty * np.sqrt(max(users, 1))
@@ -244,11 +284,14 @@ def filling(
     known: np.ndarray,  # (n_items,) True where somebody has rated the movie
     config: WatchConfig = WatchConfig(),
 ) -> sparse.csr_matrix:  # (n_items, n_items): what each movie's score takes from which
-    "Smoothing normalised by what is known, as one matrix; rows without any knowledge are empty."
+    """Smoothing normalised by what is known, as one matrix; rows without any knowledge
+    are empty."""
     k = known.astype(np.float32)
     taken = sparse.identity(len(k), format="csr") * (1 - config.beta) + S * config.beta
     taken = sparse.csr_matrix(taken @ sparse.diags(k))
-    share = np.where(known, 1.0, config.unrated) / np.maximum(taken @ np.ones(len(k)), 1e-9)
+    share = np.where(known, 1.0, config.unrated) / np.maximum(
+        taken @ np.ones(len(k)), 1e-9
+    )
     F = sparse.csr_matrix(sparse.diags(share) @ taken, dtype=np.float32)
     F.eliminate_zeros()
     return F
@@ -260,15 +303,18 @@ _TOGETHER = 8  # users scored side by side: what is read for one serves all of t
 @compiled(parallel=True)
 def _scores(
     starts: np.ndarray, item: np.ndarray, value: np.ndarray,  # M by user
-    row_starts: np.ndarray, column: np.ndarray, weight: np.ndarray,  # B by watched movie
-    to_starts: np.ndarray, source: np.ndarray, share: np.ndarray,  # the filling, by movie
+    # B by watched movie
+    row_starts: np.ndarray, column: np.ndarray, weight: np.ndarray,
+    # the filling, by movie
+    to_starts: np.ndarray, source: np.ndarray, share: np.ndarray,
 ) -> np.ndarray:  # (m, n_items)  # fmt: skip
     n_users, n_items = len(starts) - 1, len(to_starts) - 1
     out = np.empty((n_users, n_items), np.float32)
     for group in prange((n_users + _TOGETHER - 1) // _TOGETHER):
         first = group * _TOGETHER
         some = min(_TOGETHER, n_users - first)
-        drawn, total = np.zeros((n_items, _TOGETHER), np.float32), np.empty(_TOGETHER, np.float32)
+        drawn = np.zeros((n_items, _TOGETHER), np.float32)
+        total = np.empty(_TOGETHER, np.float32)
         for w in range(some):
             own = np.zeros(n_items, np.float32)
             for n in range(starts[first + w], starts[first + w + 1]):
@@ -296,7 +342,13 @@ class Watch:
     config: WatchConfig
 
     def __post_init__(self) -> None:
-        take_fields(self, M=Columns("n m"), B=Rows("n n"), S=Rows("n n", 0), count=Floats("n", 0, kind=int))
+        take_fields(
+            self,
+            M=Columns("n m"),
+            B=Rows("n n"),
+            S=Rows("n n", 0),
+            count=Floats("n", 0, kind=int),
+        )
 
     @property
     def known(self) -> np.ndarray:  # (n_items,) bool
@@ -310,19 +362,25 @@ class Watch:
 
     def histories(self, users: np.ndarray) -> sparse.csc_matrix:  # (n_items, m)
         "What some users have watched; for those without a rating, the mean of all."
-        empty = np.diff(self.M.indptr)[as_positions("users", users, self.M.shape[1])] == 0
+        empty = (
+            np.diff(self.M.indptr)[as_positions("users", users, self.M.shape[1])] == 0
+        )
         return self.M[:, np.where(empty, self.M.shape[1] - 1, users)]
 
     def block(self, users: np.ndarray) -> np.ndarray:  # Q, (n_items, m) float32
         "Scores of every movie for some users, by position."
         parts = self.histories(users), self.B, self.filling
-        return _scores(*(array for A in parts for array in (A.indptr, A.indices, A.data))).T
+        return _scores(
+            *(array for A in parts for array in (A.indptr, A.indices, A.data))
+        ).T
 
     def contributions(self, user: int, item: int) -> sparse.csc_matrix:  # (n_items, 1)
         "What each watched movie adds to a score; the sum is the score."
         m = self.histories(np.array([user]))
         added = m.data * (self.B[m.indices] @ self.filling[item].toarray().ravel())
-        return sparse.csc_matrix((added.astype(np.float32), m.indices, m.indptr), m.shape)
+        return sparse.csc_matrix(
+            (added.astype(np.float32), m.indices, m.indptr), m.shape
+        )
 
 # %% ../nbs/05b_watch.ipynb #w35
 def with_mean(
@@ -352,7 +410,13 @@ def fit_watch(
     "Everything that watch scores need, from training ratings."
     M = watched(pairs, config.disliked)
     count = (total or np.asarray)(_counts(M))
-    return Watch(with_mean(M, total or np.asarray), item_weights(M, config, total), S, count, config)
+    return Watch(
+        with_mean(M, total or np.asarray),
+        item_weights(M, config, total),
+        S,
+        count,
+        config,
+    )
 
 # %% ../nbs/05b_watch.ipynb #w38
 def list_score(
@@ -360,7 +424,8 @@ def list_score(
     P: np.ndarray,  # of the same shape: refined scores, between 0 and 1
     liking: float = WatchConfig.liking,  # g
 ) -> np.ndarray:
-    "What a list is ordered by: what will be watched, times how much of it will be liked; never above Q."
+    """What a list is ordered by: what will be watched, times how much of it will be
+    liked; never above Q."""
     Q, P = as_floats("Q", Q), as_floats("P", P, 0, 1, np.shape(Q))
     score = P ** np.float32(liking)
     score *= Q
@@ -372,8 +437,11 @@ def discount(
     count: np.ndarray,  # (n_items,) how many have watched each movie
     novelty: float = WatchConfig.novelty,  # nu
 ) -> np.ndarray:  # (n_items,) float32, at most 1
-    "What positive scores are multiplied by, less than 1 for movies that are more popular than the mean."
-    return (np.maximum(count / max(count.sum() / max(len(count), 1), 1), 1) ** -novelty).astype(np.float32)
+    """What positive scores are multiplied by, less than 1 for movies that are more
+    popular than the mean."""
+    return (
+        np.maximum(count / max(count.sum() / max(len(count), 1), 1), 1) ** -novelty
+    ).astype(np.float32)
 
 
 @door(scores=Floats("n m"), by=Floats("n", 0))
@@ -397,4 +465,6 @@ def with_movies(
     B.resize(n, n)
     S.resize(old, n)
     count = np.append(watch.count, np.zeros(n - old, watch.count.dtype))
-    return replace(watch, M=M, B=B, S=sparse.vstack([S, links], format="csr"), count=count)
+    return replace(
+        watch, M=M, B=B, S=sparse.vstack([S, links], format="csr"), count=count
+    )

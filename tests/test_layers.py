@@ -36,7 +36,7 @@ STARTERS = {
     "experiment": "cs_run, when torchrun has started it, hands over to the rank layer",
     "commands": "cs_partition is a command that writes one folder for all ranks",
 }
-LONGEST_MODULE, LONGER_MODULES, LONGEST_CELL = 400, 1, 40
+LONGEST_MODULE, LONGER_MODULES, LONGEST_CELL = 540, 1, 80  # of 88 columns
 
 # Words that speak of several processes. `rank` is a column of a list and a term of statistics as well: which
 # is meant shows in the words beside it.
