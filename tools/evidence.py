@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
+from functools import cache
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -82,10 +83,18 @@ class Essence(ast.NodeTransformer):
         return ast.Raise()
 
 
+def flat(node):
+    "A tree as nested tuples, alike under every version of Python."
+    if isinstance(node, ast.AST):
+        parts = ((k, flat(v)) for k, v in ast.iter_fields(node) if k not in ("ctx", "kind", "type_params"))
+        return (type(node).__name__, *((k, v) for k, v in parts if v not in (None, ())))
+    return tuple(flat(o) for o in node) if isinstance(node, list) else node
+
+
 def essence(source):
     "A short hash of what a piece of Python computes."
-    tree = Essence().visit(ast.parse(source))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+    tree = flat(Essence().visit(ast.parse(source)))
+    return hashlib.sha256(repr(tree).encode()).hexdigest()[:12]
 
 
 def code_of(page):
@@ -109,22 +118,29 @@ def imported(source):
     return found
 
 
+@cache
+def module(name):
+    "What a module of the package computes, and which others it imports from; None if there is none."
+    path = LIB / f"{name}.py"
+    text = path.read_text(encoding="utf-8") if path.exists() else None
+    return text and (essence(text), imported(text))
+
+
 def modules_of(page):
     "Modules of the method that a page uses, however indirectly."
     todo = set().union(*(imported(o) for o in code_of(page)))
     done = set()
     while todo:
         name = todo.pop()
-        if name not in done and (LIB / f"{name}.py").exists():
+        if name not in done and module(name):
             done.add(name)
-            todo |= imported((LIB / f"{name}.py").read_text(encoding="utf-8"))
+            todo |= module(name)[1]
     return sorted(done - AROUND)
 
 
 def fingerprint(page):
     "What a study's results depend on in the code: the page and each module, by hash."
-    parts = {o: essence((LIB / f"{o}.py").read_text(encoding="utf-8")) for o in modules_of(page)}
-    return {"page": essence("\n".join(code_of(page))), **parts}
+    return {"page": essence("\n".join(code_of(page))), **{o: module(o)[0] for o in modules_of(page)}}
 
 
 def outdated(manifest):
