@@ -28,6 +28,12 @@ def gain(scores: list, alpha: float = 0.8) -> float:
         ("a comment", "of all users", "over users"),
         ("a type", "scores: list", "scores: tuple"),
         ("the text of an error", "is below 0", "must not be below 0"),
+        (
+            "two assignments in one",
+            "low, high = min(scores), max(scores)",
+            "low = min(scores)\n    high = max(scores)",
+        ),
+        ("what draws", "ax.plot(scores)", "ax.bar(scores)"),
         ("a line break", "return alpha * sum(scores)", "return (\n        alpha * sum(scores)\n    )"),
     ],
 )
@@ -41,6 +47,7 @@ def test_what_computes_the_same_is_no_change(what, old, new):
         ("a default", "0.8", "0.9"),
         ("an operation", "alpha * sum", "alpha + sum"),
         ("a condition", "alpha < 0", "alpha <= 0"),
+        ("what is computed first", "min(scores), max(scores)", "max(scores), min(scores)"),
         ("what is imported", "train import train", "model import embeddings"),
     ],
 )

@@ -6,8 +6,8 @@
 
 A study is a page under Evidence. Its tables and pictures are the page's stored outputs (with --out FOLDER
 also files of their own), its key figures what it calls `evidence`. A study is out of date when its page, or a
-module of the method that the page uses, would compute something else: docstrings, comments, types and texts
-of errors do not count.
+module of the method that the page uses, would compute something else: comments, types, texts for people and
+what draws do not count.
 """
 
 import argparse
@@ -56,18 +56,20 @@ PACKAGES = ("numpy", "scipy", "pandas", "scikit-learn", "torch", "numba", "spars
 
 
 class Essence(ast.NodeTransformer):
-    "Leaves of a program what decides its results."
+    "Leaves of a program what decides its results: no texts for people, no types, nothing that draws."
 
     def _body(self, node):
         self.generic_visit(node)
         first = node.body[0] if node.body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body = node.body[1:] or [ast.Pass()]
+            node.body = node.body[1:]
         return node
 
     visit_Module = visit_ClassDef = _body
 
     def visit_FunctionDef(self, node):
+        if node.name.startswith("plot_"):
+            return None
         node.returns = None
         return self._body(node)
 
@@ -79,8 +81,23 @@ class Essence(ast.NodeTransformer):
         node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 
+    def visit_Assign(self, node):
+        "a, b = x, y becomes two assignments, where neither reads what the other writes."
+        self.generic_visit(node)
+        (target, *more), value = node.targets, node.value
+        pair = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+        if more or not pair or len(target.elts) != len(value.elts):
+            return node
+        written = {ast.unparse(o) for o in target.elts}
+        if written & {ast.unparse(o) for o in ast.walk(value) if isinstance(o, ast.Name | ast.Attribute)}:
+            return node
+        return [ast.Assign([t], v) for t, v in zip(target.elts, value.elts, strict=True)]
+
     def visit_Raise(self, node):
         return ast.Raise()
+
+    def visit_Constant(self, node):
+        return ast.Constant("") if isinstance(node.value, str) and len(node.value) > 40 else node
 
 
 def flat(node):
