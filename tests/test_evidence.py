@@ -17,7 +17,11 @@ def gain(scores: list, alpha: float = 0.8) -> float:
     "How much is gained."
     if alpha < 0:
         raise ValueError(f"{alpha} is below 0")
+    low, high = min(scores), max(scores)
     return alpha * sum(scores)  # of all users
+
+def plot_gain(ax, scores):
+    ax.plot(scores)
 """
 
 
@@ -38,6 +42,7 @@ def gain(scores: list, alpha: float = 0.8) -> float:
     ],
 )
 def test_what_computes_the_same_is_no_change(what, old, new):
+    assert old in STUDY
     assert evidence.essence(STUDY) == evidence.essence(STUDY.replace(old, new)), what
 
 
