@@ -1,4 +1,4 @@
-"""Two tables of yours, checked once, with every dropped row accounted for.
+"""Check a table of movies and a table of ratings, count what is left out, and make one data set of them.
 
 Docs: https://correct-smooth.github.io/correct_smooth/data.html.md"""
 
@@ -129,8 +129,7 @@ def _flags(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
 
 
 def _clean_column(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
-    """A column of movies as what its name says it holds; what cannot be is empty, and
-    counted."""
+    "A column read as its name says; a cell that cannot be is empty, and counted."
     if column.name in LISTS:
         return _lists(column, dropped)
     if column.name in TEXTS:
@@ -179,8 +178,7 @@ def check_movies(
 
 # %% ../nbs/00_data.ipynb #c021
 def _ascending(ratings: pd.DataFrame) -> bool:
-    """Whether numbered users, and items of one user, go up from row to row; then no row
-    repeats another."""
+    "Whether rows are in strict order of user and item, so that none repeats."
     if any(ratings[name].dtype.kind != "i" for name in ("user_id", "item_id")):
         return False
     user, item = (ratings[name].to_numpy() for name in ("user_id", "item_id"))
@@ -215,8 +213,7 @@ def _latest(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
 
 # %% ../nbs/00_data.ipynb #rb_times
 def _times(column: pd.Series, dropped: dict[str, int]) -> pd.Series | None:
-    """Seconds since 1970; None where one cannot be read, which is counted unless the
-    column is empty."""
+    "Seconds since 1970; None, and counted, if one of them cannot be read."
     seconds = as_seconds(column)
     unread = column[seconds.isna()]
     if not len(unread):
@@ -231,8 +228,7 @@ def _times(column: pd.Series, dropped: dict[str, int]) -> pd.Series | None:
 
 
 def _refuse_gaps(read: pd.DataFrame, ratings: pd.DataFrame) -> None:
-    """Raise `InputError` for the first value that could not be read, as it stands in
-    the ratings."""
+    "Raise `InputError` for the first value that could not be read."
     for name in read.columns:
         bad = read[name].isna()
         if bad.any():
@@ -247,8 +243,7 @@ def check_ratings(
     ratings: pd.DataFrame,  # user_id, item_id, rating and perhaps timestamp
     dropped: dict[str, int],  # what is left out is counted here
 ) -> pd.DataFrame:
-    """Ratings of known columns and types, one for each user and item, in their order of
-    arrival."""
+    "Ratings of known columns and types, one for each user and item, in order."
     ratings = checked_frame(ratings, "ratings").reset_index(drop=True)
     needed = ("user_id", "item_id", "rating")
     absent = [name for name in needed if name not in ratings.columns]
@@ -300,8 +295,7 @@ def without_opinion(
     # the rating that says so; find: see `sentinel`; keep: there is none
     no_opinion: float | str = "find",
 ) -> MovieData:
-    """Part what was only seen from what was rated, and remark on ratings that say
-    nothing."""
+    "Part what was only seen from what was rated; note ratings all alike."
     if isinstance(no_opinion, str):
         check_choice("no_opinion (if it is no number)", no_opinion, ("find", "keep"))
     else:
@@ -336,15 +330,14 @@ def without_opinion(
 def _of_one_kind(
     catalogue: pd.DataFrame, stars: pd.DataFrame, dropped: dict[str, int]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Movies and ratings with item ids of one kind, checked again: two texts may stand
-    for one number."""
+    "Movies and ratings with item ids of one type, checked again."
     same = same_ids(
         {
             "item_id of items": catalogue.index.to_series(),
             "item_id of ratings": stars["item_id"],
         }
     )
-    again: dict[str, int] = {}
+    again: dict[str, int] = {}  # two texts may stand for one number
     catalogue = catalogue.set_axis(pd.Index(same["item_id of items"], name="item_id"))
     catalogue = check_movies(catalogue, again)
     stars = check_ratings(stars.assign(item_id=same["item_id of ratings"]), again)
@@ -395,8 +388,7 @@ def parted_vectors(
     vectors: Any,  # handed over beside it, or None
     dropped: dict[str, int],
 ) -> tuple[pd.DataFrame, Any]:
-    """Items without a column of vectors, and the vectors: those handed over, or else
-    those of the column."""
+    "Items without the column `vector`, and the vectors: given ones come first."
     if "vector" in catalogue:
         cells = catalogue[["vector"]].astype(object)
         catalogue = catalogue.drop(columns="vector")
@@ -422,8 +414,7 @@ def movie_data(
     # features of yours: a DataFrame by item id, or (ids, matrix), dense or sparse
     vectors: Any = None,
 ) -> MovieData:  # checked; the frames handed in are not changed
-    """Check movies and ratings and put them together; raises `InputError` where they
-    cannot be used."""
+    "Check movies and ratings, and put them together as one data set."
     count = dict(dropped or {})
     tables = checked_frame(movies, "items"), checked_frame(ratings, "ratings")
     movies, ratings = both_renamed(*tables, columns, count)
@@ -453,8 +444,7 @@ def movie_data(
 def item_table(
     data: MovieData,
 ) -> pd.DataFrame:  # item_id and the columns of items; `vector` holds a list, or None
-    """Items as one table to write; raises `InputError` where vectors are too wide to be
-    written out."""
+    "Items as one table to write; refused where vectors are too wide."
     table, vectors = data.movies.reset_index(names="item_id"), data.vectors
     table.attrs["noun"] = data.noun  # Parquet keeps it
     if vectors is None:

@@ -1,4 +1,4 @@
-"""Some ratings hidden, the others judged by each user's own standard, and all of them numbered once.
+"""Hide some ratings for testing, label the others by each user's own standard, and number users and items once.
 
 Docs: https://correct-smooth.github.io/correct_smooth/dataset.html.md"""
 
@@ -32,8 +32,7 @@ from .ids import positions
 # %% ../nbs/00a_dataset.ipynb #c006
 @compiled()
 def _rank_within(code: np.ndarray, start: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Place of each row in its group, 0 for the largest key; rows of `code` k lie from
-    `start[k]` when sorted."""
+    "Place of each row in its group (rows from `start[k]`), 0 for the largest key."
     order, filled, place = np.empty_like(code), start.copy(), np.empty_like(code)
     for row, group in enumerate(code):
         order[filled[group]] = row
@@ -50,8 +49,7 @@ def _rank_within(code: np.ndarray, start: np.ndarray, key: np.ndarray) -> np.nda
 def _position_within(
     user: np.ndarray, key: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each row among its user's rows, 0 for the one with the largest key; how
-    many rows there are."""
+    "Place of each row of a user, 0 for the largest key, and the number of rows."
     code, _ = pd.factorize(user)
     size = np.bincount(code)
     if key.dtype not in (np.int64, np.float64) or np.isnan(key).any():
@@ -60,8 +58,7 @@ def _position_within(
 
 # %% ../nbs/00a_dataset.ipynb #k00
 def _column(ratings: Any, name: str) -> np.ndarray:
-    """A column of ratings, users and items by id or by position; raises `InputError`
-    where there is none."""
+    "A column of ratings, by id or by position; refused if there is none."
     ratings = getattr(ratings, "by_position", ratings)  # of a `Dataset`
     if not isinstance(ratings, pd.DataFrame) or name not in ratings.columns:
         found = (
@@ -131,8 +128,7 @@ def by_time(
 
 # %% ../nbs/00a_dataset.ipynb #k02
 def _cold(ratings: Any, name: str, share: float, seed: int) -> np.ndarray:
-    """True for all rows of a random share of the column's values; by id, however
-    ratings are handed over."""
+    "True for all rows of a random share of the ids in a column."
     table = ratings.ratings if hasattr(ratings, "by_position") else ratings
     code, values = pd.factorize(_column(table, name), sort=True)
     n = (
@@ -171,12 +167,9 @@ class Population:
 def user_moments(
     user: np.ndarray,  # (n,) positions
     rating: np.ndarray,  # (n,)
-    n_users: int,
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # (n_users,) each: n, mean, Q; 0 for users without ratings
-    """How many ratings each user gave, their mean, and the sum of squared deviations
-    from it."""
+    n_users: int,  # results have (n_users,) each; 0 for users without ratings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Number, mean and sum of squared deviations of each user's ratings."
     n = np.bincount(user, minlength=n_users)
     mean = np.bincount(user, rating, n_users) / np.maximum(n, 1)
     return n, mean, np.bincount(user, (rating - mean[user]) ** 2, n_users)
@@ -197,8 +190,7 @@ def rating_sums(
     user: np.ndarray,  # (n,) positions
     rating: np.ndarray,  # (n,)
 ) -> np.ndarray:  # users, sum of their means, degrees of freedom, sum of squares
-    """What is to be known of some users to say how people rate; sums of several groups
-    add up."""
+    "Sums over users that say how people rate; those of several groups add up."
     n, mean, squares = user_moments(user, rating, int(user.max(initial=-1)) + 1)
     return np.array(
         [(n > 0).sum(), mean.sum(), np.maximum(n - 1, 0).sum(), squares.sum()],
@@ -218,7 +210,7 @@ def population(
     sums: np.ndarray,  # of `rating_sums`, or the sum of several of them
     step: float,  # of `rating_step`
 ) -> Population:
-    "How people rate; where nobody tells two movies apart, the spread is 1."
+    "How people rate; where no user gives two different ratings, the spread is 1."
     users, means, freedom, squares = sums
     spread = float(np.sqrt(squares / max(freedom, 1)))
     return Population(float(means / max(users, 1)), spread or 1.0, step)
@@ -264,7 +256,7 @@ class Interactions:
     users: pd.Index = field(repr=False)  # user id at each position
     items: pd.Index = field(repr=False)  # item id at each position
     population: Population | None = None  # how people rate; None: as these ratings tell
-    # (n_users,) drawn by somebody; None: means
+    # (n_users,) set from outside; None: means
     line: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -272,8 +264,7 @@ class Interactions:
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number, mean and sum of squared deviations of each user's ratings, as
-        `user_moments` has them."""
+        "Number, mean and squared deviations of ratings by user (`user_moments`)."
         return user_moments(self.user, self.rating.astype(np.float64), len(self.users))
 
     @cached_property
@@ -285,8 +276,7 @@ class Interactions:
 
     @cached_property
     def margins(self) -> np.ndarray:  # (n,) float32 between 0 and 1
-        """How far above what is usual for its user each of these ratings lies, as a
-        probability."""
+        "How far above what is usual for its user each rating is, as a probability."
         return self.margins_of(self)
 
     def margins_of(
@@ -362,8 +352,7 @@ def _sorted_users(ids: pd.Series) -> tuple[np.ndarray, pd.Index]:
 
 
 def index_ratings(data: MovieData | Dataset) -> Dataset:  # a `Dataset` as it is
-    """Ratings by position, judged by thresholds of the data, or by standards that these
-    ratings set."""
+    "Ratings by position, with labels by your thresholds or by their own means."
     if isinstance(data, Dataset):
         return data
     check_data(data)
@@ -415,8 +404,7 @@ def judged(
 
 # %% ../nbs/00a_dataset.ipynb #k17
 def _marks(hidden: Any, n_ratings: int) -> np.ndarray:
-    """Marks of hidden ratings; raises `InputError` if they are none, or leave nothing
-    to learn from."""
+    "Marks of hidden ratings, checked; some rating must be left to learn from."
     hidden = np.asarray(hidden)
     if hidden.dtype != bool:
         raise InputError(
