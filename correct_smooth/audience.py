@@ -1,4 +1,4 @@
-"""The audience of a movie as one more block of features, made of training ratings alone.
+"""The audience of a movie becomes one more block of features, made of training ratings alone.
 
 Docs: https://correct-smooth.github.io/correct_smooth/audience.html.md"""
 
@@ -64,8 +64,7 @@ _RESTARTS: dict[str, Any] = {"rng": 0} if "rng" in signature(eigsh).parameters e
 def _leading(
     W: sparse.csr_matrix, k: int, summed: Summed
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest squares of singular values, falling, and left singular vectors as
-    columns."""
+    "The k largest squared singular values, and left singular vectors as columns."
     n = W.shape[0]
     if n <= max(_SMALL, 2 * k):
         values, vectors = np.linalg.eigh(summed((W @ W.T).toarray()))
@@ -81,8 +80,7 @@ def _leading(
 
 # %% ../nbs/01a_audience.ipynb #a040
 def _rows(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:  # (n, at most k - 1)
-    """Singular vectors times values, without the first; signs fixed, mean square length
-    of a row 1."""
+    "Axes without the first, scaled; signs fixed, mean square length of a row 1."
     # beyond these there is rounding alone
     told = int((values > 1e-12 * values[0]).sum())
     rows = vectors[:, 1:told] * np.sqrt(values[1:told])

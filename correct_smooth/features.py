@@ -1,4 +1,4 @@
-"""Plots, genres, keywords and numbers as one sparse matrix, and movies nobody has seen yet in the same coordinates.
+"""Plots, genres, keywords and numbers become one sparse matrix, and new movies are described by the same columns.
 
 Docs: https://correct-smooth.github.io/correct_smooth/features.html.md"""
 
@@ -125,8 +125,7 @@ _LOGGED = ("popularity", "vote_count")
 
 
 def _long_tailed(column: pd.Series) -> bool:
-    """Whether numbers of yours are spread over orders of magnitude: the largest far
-    above the middle."""
+    "Whether numbers spread over orders of magnitude, far above the median."
     values = as_numbers(column).dropna()
     return bool(
         len(values)
@@ -138,8 +137,7 @@ def _long_tailed(column: pd.Series) -> bool:
 def _number_table(
     movies: pd.DataFrame, columns: tuple[str, ...], logged: tuple[str, ...] = _LOGGED
 ) -> np.ndarray:
-    """Columns as numbers, nan where there is none; those spread over orders of
-    magnitude as logarithms."""
+    "Columns as numbers, nan where there is none; some of them as logarithms."
     given = (movies.get(name, pd.Series(np.nan, movies.index)) for name in columns)
     x = np.column_stack([as_numbers(column) for column in given])
     at = [k for k, name in enumerate(columns) if name in logged]
@@ -151,7 +149,7 @@ class _Numbers:
     "Standardised numbers, missing ones imputed by the median and flagged."
 
     def __init__(self, columns: tuple[str, ...], own: bool = False):
-        # own: and all numbers that we have no name for
+        # own: also all numbers that we have no name for
         self.columns, self.own = columns, own
 
     def fit(self, movies: pd.DataFrame) -> list[str]:
@@ -196,12 +194,9 @@ class _Numbers:
         return {"columns": list(self.columns), "logged": list(self.logged), **arrays}
 
     def restore(self, names: list[str], state: dict[str, Any]) -> None:
-        arrays = (
+        self.columns = tuple(state["columns"])
+        self.median, self.mean, self.scale = (
             np.array(state[name], np.float64) for name in ("median", "mean", "scale")
-        )
-        self.columns, (self.median, self.mean, self.scale) = (
-            tuple(state["columns"]),
-            arrays,
         )
         self.flagged = np.array(state["flagged"], np.int64)
         self.logged = tuple(state.get("logged", _LOGGED))
@@ -251,12 +246,11 @@ BLOCKS = (
     "year", "era", "language", "countries", "companies", "collection", "creators",
     "vectors",
 )  # fmt: skip
-ORIGINAL_BLOCKS = BLOCKS[:5]  # those of the method as first written down
+ORIGINAL_BLOCKS = BLOCKS[:5]  # those of the original method
 
 
 def _unfitted(weights: Any, max_terms: int, min_count: int) -> dict[str, Any]:
-    """A block of each name, in order, those of weight 0 left out; raises `InputError`
-    for wrong settings."""
+    "The blocks in use, not fitted yet, in order; wrong settings are refused."
     weights = {} if weights is None else weights
     if not isinstance(weights, dict):
         raise InputError(
@@ -323,8 +317,7 @@ def _fitted_blocks(
 
 # %% ../nbs/01_features.ipynb #rcf11
 class MovieFeatures(TransformerMixin, BaseEstimator):
-    """Items as sparse rows: learn the columns from a catalogue, then describe any items
-    in them."""
+    "Learn columns from a catalogue, and describe items by them in sparse rows."
 
     def __init__(
         self,
@@ -337,8 +330,7 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
 
     @classmethod
     def only(cls, *blocks: str, **settings: Any) -> "MovieFeatures":
-        """Features of these blocks and no others, such as
-        `MovieFeatures.only('vectors')`."""
+        "Features of these blocks only, such as `MovieFeatures.only('vectors')`."
         # refuses a block that does not exist
         _unfitted(dict.fromkeys(blocks, 1.0), 1, 1)
         return cls({name: 0 for name in BLOCKS if name not in blocks}, **settings)
@@ -363,10 +355,8 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
         "Remember fitted blocks and where their columns stand."
         if not fitted:
             raise _nothing_left(getattr(self, "empty_", []), self.min_count)
-        self._fitted, ends = (
-            fitted,
-            np.cumsum([len(columns) for _, columns in fitted.values()]).tolist(),
-        )
+        self._fitted = fitted
+        ends = np.cumsum([len(columns) for _, columns in fitted.values()]).tolist()
         self.blocks_ = dict(zip(fitted, map(slice, [0, *ends], ends), strict=True))
         return self
 
