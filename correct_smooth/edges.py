@@ -1,4 +1,4 @@
-"""Edges from a file, a table, a matrix, networkx or PyTorch Geometric, by your ids, in both directions.
+"""Use edges from a file, a table, a matrix, networkx or PyTorch Geometric, by your own ids and in both directions.
 
 Docs: https://correct-smooth.github.io/correct_smooth/edges.html.md"""
 
@@ -54,8 +54,7 @@ def _meant(names: pd.Index) -> dict[str, list[Any]]:
 def edge_columns(
     names: pd.Index,  # of a table of edges
 ) -> dict[str, Any]:  # source, target and perhaps weight -> the column that is meant
-    """Which column is which; raises `InputError` where one is missing, or several may
-    be meant."""
+    "Which column is which; refused if one is missing or several could be meant."
     meant = _meant(names)
     absent = [end for end in ("source", "target") if not meant[end]]
     if absent:
@@ -125,8 +124,7 @@ def edge_graph(
     items: pd.Index,  # the catalogue: item id at each position
     dropped: dict[str, int] | None = None,  # receives what was left out and how often
 ) -> sparse.csr_matrix:  # A, (n_items, n_items) float32
-    """A graph from a list of edges; raises `InputError` for weights that are not 0 or
-    more."""
+    "A graph from a table of edges; weights must be 0 or more."
     if edges.columns.duplicated().any():
         raise InputError(
             f"edges have a column twice; found: {', '.join(map(str, edges.columns))}"
@@ -151,8 +149,7 @@ def edge_graph(
 
 # %% ../nbs/02a_edges.ipynb #c010
 def _npz_columns(path: Path) -> pd.DataFrame | sparse.csr_matrix:
-    """Arrays as columns, all with a number for each edge; or the matrix that SciPy has
-    saved."""
+    "Arrays as columns, a number for each edge; or the matrix that SciPy saved."
     check_arrays(path)
     with np.load(path, allow_pickle=False) as file:
         if {"format", "shape", "data"} <= set(file.files):
@@ -186,8 +183,7 @@ def _parquet_columns(path: Path) -> pd.DataFrame:
 
 # %% ../nbs/02a_edges.ipynb #e01
 def _unpacked(path: Path) -> Any:
-    """A file as it is, or the bytes in one packed by gzip; raises `InputError` where
-    they are too many."""
+    "A file as it is, or its bytes unpacked; refused where they are too many."
     if path.suffix.lower() != ".gz":
         return path
     held, out = path.stat().st_size, io.BytesIO()
@@ -200,8 +196,7 @@ def _unpacked(path: Path) -> Any:
 
 
 def _csv_columns(path: Path) -> pd.DataFrame:
-    """A CSV as text, or as numbers where no cell of the columns for edges is anything
-    else."""
+    "A CSV as text; columns of edges as numbers where all their cells are."
     tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
     form: dict[str, Any] = {"sep": "\t"} if tabs else {}
     names = read_csv(_unpacked(path), nrows=0, where=str(path), **form).columns
@@ -229,8 +224,7 @@ def _networkx_table(graph: Any) -> pd.DataFrame:
 
 
 def _graphml_columns(path: Path) -> pd.DataFrame:
-    """The edges of a GraphML file with their attributes; those of an undirected graph
-    in both directions."""
+    "Edges of a GraphML file; those of an undirected graph in both directions."
     from networkx import NetworkXException, read_graphml
 
     def refuse(*declared: Any) -> None:
@@ -267,9 +261,7 @@ _EDGE_READERS: dict[str, Callable[[Path], Any]] = {
 
 def read_edges(
     path: str | Path,  # .csv, .tsv (or .gz of them), .parquet, .npz or .graphml
-    # a table with source, target and perhaps weight; of SciPy's .npz, the matrix, by
-    # position
-) -> Any:
+) -> Any:  # a table of edges; of SciPy's .npz the matrix, by position
     "Read a list of edges; raises `InputError` for a file that holds none."
     path = Path(path).expanduser()
     suffix = (
@@ -296,8 +288,7 @@ def read_edges(
 # %% ../nbs/02a_edges.ipynb #c012
 @door(A=Rows("n n"))
 def both_ways(A: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Every edge in both directions: at its weight where it was given in one, at the
-    mean where in both."""
+    "Every edge in both directions, at its weight, or at the mean of two weights."
     given = sparse.csr_matrix((np.ones(A.nnz), A.indices, A.indptr), A.shape)
     count, both = given + given.T, sparse.csr_matrix(A + A.T, dtype=np.float64)
     return sparse.csr_matrix(both.multiply(count.power(-1)), dtype=np.float32)
@@ -342,10 +333,8 @@ def _weighted_index(
     "Edges by position, and their weights; 1 where none are given."
     if hasattr(edges, "edge_index"):
         named = (getattr(edges, name, None) for name in ("edge_weight", "edge_attr"))
-        edges = (
-            edges.edge_index,
-            next((one for one in named if one is not None), None),
-        )
+        weights = next((one for one in named if one is not None), None)
+        edges = (edges.edge_index, weights)
     index, weight = (
         edges if isinstance(edges, tuple) and len(edges) == 2 else (edges, None)
     )
@@ -367,9 +356,7 @@ def given_graph(
     edges: Any,
     items: pd.Index,  # the catalogue: item id at each position
     dropped: dict[str, int] | None = None,  # receives what was left out and how often
-) -> (
-    sparse.csr_matrix
-):  # A, (n_items, n_items) float32, with the directions as they are given
+) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, directions as given
     "A movie graph from whatever holds one; raises `InputError` for anything else."
     dropped = {} if dropped is None else dropped
     edges = read_edges(edges) if isinstance(edges, (str, Path)) else edges

@@ -1,4 +1,4 @@
-"""A similarity graph over movies, exact, sparse and normalised, from what they are about and from who likes them.
+"""Connect each movie to those that are most like it, by content and by who likes them: exact, sparse and normalised.
 
 Docs: https://correct-smooth.github.io/correct_smooth/graph.html.md"""
 
@@ -59,15 +59,11 @@ def _product_knn(
 @door(X=Rows("n f"), rows=Positions("k", of="n"), n_threads=Count(low=1, high=10_000))
 def cosine_knn(
     X: sparse.csr_matrix,  # (n_items, n_features) movie features
-    # neighbours of each movie, at most; fewer share something with it, or there are no
-    # more
-    k: int = 20,
+    k: int = 20,  # neighbours of each movie, at most
     n_threads: int | None = None,  # None: all cores
-    # positions of the items to find neighbours of; None: all
+    # positions of the items to find neighbours of, other rows stay empty; None: all
     rows: np.ndarray | None = None,
-) -> (
-    sparse.csr_matrix
-):  # A, (n_items, n_items) float32, no self-loops; other rows empty
+) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, no self-loops
     "Exact cosine k-nearest-neighbour graph, never n x n in memory."
     check_number("k", k, 1, whole=True)
     if not min(X.shape):
@@ -81,11 +77,9 @@ def corating_knn(
     # s, in squared spreads of ratings around their user's mean
     shrinkage: float = 20.0,
     n_threads: int | None = None,  # None: all cores
-    # positions of the items to find neighbours of; None: all
+    # positions of the items to find neighbours of, other rows stay empty; None: all
     rows: np.ndarray | None = None,
-) -> (
-    sparse.csr_matrix
-):  # C, (n_items, n_items) float32, no self-loops; other rows empty
+) -> sparse.csr_matrix:  # C, (n_items, n_items) float32, no self-loops
     "Movies that the same users liked more, or less, than they like movies in general."
     n_users, n_items = len(pairs.users), len(pairs.items)
     _, mean, _ = user_moments(pairs.user, pairs.rating, n_users)
@@ -230,8 +224,7 @@ def item_graph(
     # receives how many neighbours there are too few
     dropped: dict[str, int] | None = None,
 ) -> sparse.csr_matrix:  # A, (n_items, n_items)
-    """Nearest neighbours over the chosen blocks (all, where the data has none of
-    those), and by co-rating."""
+    "The movie graph: neighbours by content and by co-rating, added and made mutual."
     n_items = X.shape[0]
     if dropped is not None and (fewer := config.k - n_items + 1) > 0:
         dropped[
@@ -255,8 +248,7 @@ def link_items(
     blocks: dict[str, slice],  # `MovieFeatures.blocks_`
     config: GraphConfig = GraphConfig(),
 ) -> sparse.csr_matrix:  # (n, n)
-    """Join new movies to their nearest neighbours by content; edges between old movies
-    stay as they are."""
+    "Connect new movies to their nearest by content; old edges stay as they are."
     n_old, n = A.shape[0], X.shape[0]
     if n < n_old:
         raise InputError(
@@ -276,9 +268,7 @@ def link_items(
 @door(A=Rows("n n"))
 def graph_statistics(
     A: sparse.csr_matrix,
-) -> dict[
-    str, float
-]:  # movies, edges, isolated, mean_degree, largest_degree, components, mutual share
+) -> dict[str, float]:  # `mutual` is the share of edges that have both directions
     "What a graph looks like in numbers; degrees count outgoing edges."
     degree = np.diff(A.indptr)
     touched = (degree > 0) | (np.bincount(A.indices, minlength=A.shape[0]) > 0)

@@ -1,4 +1,4 @@
-"""For each row the few others with the largest dot product, whether rows are nearly empty, full, or both.
+"""For each row, find the few other rows with the largest dot product, whether rows are sparse, dense, or both.
 
 Docs: https://correct-smooth.github.io/correct_smooth/products.html.md"""
 
@@ -13,7 +13,7 @@ from scipy import sparse
 from sparse_dot_topn import sp_matmul_topn
 
 # %% ../nbs/02b_products.ipynb #p005
-_WORTH = 32  # full columns from which on they are multiplied apart
+_WORTH = 32  # from so many full columns on, they are multiplied apart
 
 
 def full_columns(
@@ -27,10 +27,8 @@ def full_columns(
 def _picked(
     Z: np.ndarray,  # (m, n) products
     k: int,
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # how many in each row; positions and products, row by row
-    "The k largest positive ones of each row, in falling order."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "The k largest positive ones, row by row: their number, positions, products."
     at = np.argpartition(-Z, min(k, Z.shape[1]) - 1, axis=1)[:, :k]
     at.sort(axis=1)
     value = np.take_along_axis(Z, at, axis=1)
@@ -61,9 +59,7 @@ def top_products(
     rows: np.ndarray,  # (m,) positions of the rows to find partners of
     k: int,
     n_threads: int | None,  # of the sparse product; None: one
-) -> (
-    sparse.csr_matrix
-):  # (m, n) the k largest positive products of each row, in falling order
+) -> sparse.csr_matrix:  # (m, n) the k largest positive products, in falling order
     "The rows with the largest dot products, the row itself among them."
     full = full_columns(X)
     if full.any() and len(rows):
