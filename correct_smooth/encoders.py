@@ -1,4 +1,4 @@
-"""A movie that looks at its neighbours, units that see movie and user together, and how to plug in an encoder of your own.
+"""Encode a movie together with its neighbours, combine movie and user by more than a dot product, and add an encoder of your own.
 
 Docs: https://correct-smooth.github.io/correct_smooth/encoders.html.md"""
 
@@ -32,10 +32,8 @@ from correct_smooth.model import (
 def with_neighbours(
     item: np.ndarray,  # (m,) positions of movies
     S: sparse.csr_matrix,  # (n_items, n_items) graph
-) -> tuple[
-    np.ndarray, sparse.csr_matrix
-]:  # (n,) the movies, then their neighbours; their weights (m, n)
-    "Some movies and all that their neighbourhoods hold, each once."
+) -> tuple[np.ndarray, sparse.csr_matrix]:  # (n,) positions; (m, n) weights
+    "Some movies, then all their neighbours, each once; and the neighbours' weights."
     rows = S[item]
     movies = np.concatenate([item, np.setdiff1d(rows.indices, item)])
     order = np.argsort(movies, kind="stable")
@@ -54,8 +52,7 @@ class SageEncoder(ItemEncoder):
     def bags(
         self, X: sparse.csr_matrix, rows: np.ndarray, S: sparse.csr_matrix | None = None
     ) -> tuple[Bag, Bag | None]:
-        """Features of some movies and their neighbours behind them, and weights of the
-        neighbours."""
+        "Features of some movies and then of their neighbours; weights of the latter."
         if S is None:
             raise InputError(
                 "the encoder is sage and needs the item graph: give S, from `normalise`"
@@ -93,10 +90,8 @@ class MLPHeadArrays(NamedTuple):
         "What the units add to the logits of given pairs."
         return np.maximum(self.P[item] + self.Q[user], 0) @ self.w
 
-    def block(
-        self, users: np.ndarray, megabytes: float = 16
-    ) -> np.ndarray:  # (n_items, m) float32
-        "What they add for every movie and a block of users."
+    def block(self, users: np.ndarray, megabytes: float = 16) -> np.ndarray:
+        "What they add, (n_items, m), for every movie and a block of users."
         q, out = self.Q[users], np.empty((len(self.P), len(users)), np.float32)
         step = max(1, int(megabytes * 2**18) // max(q.size, 1))
         for s in range(0, len(out), step):
@@ -124,15 +119,12 @@ class MLPHead(Head):
         self.user = nn.Linear(config.emb_dim, config.head_dim, bias=False)
         self.out = nn.Linear(config.head_dim, 1, bias=False)
 
-    def forward(
-        self, h: Tensor, u: Tensor
-    ) -> Tensor:  # (n,) to add to the logits of n pairs
-        "From embeddings (n, k) of each pair's movie and user."
+    def forward(self, h: Tensor, u: Tensor) -> Tensor:
+        "What to add to n logits, from embeddings (n, k) of movies and users."
         return self.out(torch.relu(self.item(h) + self.user(u))).squeeze(1)
 
     def arrays(self, H: Tensor, U: Tensor) -> MLPHeadArrays:
-        """The units out of PyTorch, for the movies H (n_items, k) and the users U
-        (n_users, k)."""
+        "The units as arrays, for movies H (n_items, k) and users U (n_users, k)."
         tensors = (self.item(H), self.user(U), self.out.weight[0])
         return MLPHeadArrays(
             *(tensor.detach().cpu().numpy().copy() for tensor in tensors)

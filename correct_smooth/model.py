@@ -1,4 +1,4 @@
-"""A movie is encoded from its features, a user is a point in the same space, and their dot product says how well they go together.
+"""A movie is encoded from its features, a user is a point in the same space, and their dot product is the score.
 
 Docs: https://correct-smooth.github.io/correct_smooth/model.html.md"""
 
@@ -94,7 +94,7 @@ def bag_sum(
 # %% ../nbs/03_model.ipynb #c013
 # name -> class; "mlp" is the one of this page
 ENCODERS: dict[str, type["ItemEncoder"]] = {}
-# name -> class; None: nothing beside the dot product
+# name -> class; None: only the dot product
 HEADS: dict[str, type["Head"] | None] = {"dot": None}
 
 
@@ -115,7 +115,7 @@ class ModelConfig:
 
     emb_dim: int = 64  # k, axes of taste
     hidden_dim: int = 128  # width of the encoder's hidden layer
-    dropout: float = 0.6  # share of hidden units silenced in training
+    dropout: float = 0.6  # share of hidden units switched off in training
     init_std: float = 0.1  # spread of user embeddings and biases at the start
     init_range: float = 0.1  # first-layer weights start between minus and plus this
     # the encoder also gives c, how well such movies are liked by everybody
@@ -124,7 +124,7 @@ class ModelConfig:
     id_embedding: bool = False
     id_dropout: float = 0.5  # share of movies whose own vector is withheld in training
     encoder: str = "mlp"  # one of ENCODERS
-    head: str = "dot"  # one of HEADS: what a score has beside the dot product
+    head: str = "dot"  # one of HEADS: what is added to the dot product
     head_dim: int = 32  # units of a head that has some
 
     def __post_init__(self) -> None:
@@ -147,19 +147,19 @@ class ModelConfig:
 
 # %% ../nbs/03_model.ipynb #c019
 def dropout(x: Tensor, p: float) -> Tensor:
-    "Silence a random share p of the values; the mean stays what it was."
+    "Set a random share p of the values to 0; the mean stays what it was."
     return x * (torch.rand_like(x) >= p) / (1 - p)
 
 
 def withhold(x: Tensor, p: float) -> Tensor:
-    "Silence a random share p of the rows."
+    "Set a random share p of the rows to 0."
     return x * (torch.rand(len(x), 1, device=x.device) >= p)
 
 # %% ../nbs/03_model.ipynb #c022
 class ItemEncoder(nn.Module):
     "Sparse movie features to embeddings h and item terms c."
 
-    uses_graph = False  # only where this is True does anybody have to give S
+    uses_graph = False  # where it is True, `bags` needs S
     n_hidden = 1  # hidden layers that the last layer sees side by side
 
     def __init__(self, n_features: int, n_items: int, config: ModelConfig):
@@ -178,8 +178,7 @@ class ItemEncoder(nn.Module):
     def bags(
         self, X: sparse.csr_matrix, rows: np.ndarray, S: sparse.csr_matrix | None = None
     ) -> tuple[Bag, Bag | None]:
-        """What `forward` reads to encode some rows of X: features, and weights of
-        neighbours in S if used."""
+        "What `forward` reads for some rows of X, and for neighbours in S if used."
         return as_bag(X[rows]), None
 
     def hidden(
@@ -191,8 +190,7 @@ class ItemEncoder(nn.Module):
     def forward(
         self, bag: Bag, item: Tensor | None = None, neighbours: Bag | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (n, k) and terms (n,) of movies at these positions; None: outside
-        the catalogue."""
+        "Embeddings (n, k) and terms (n,) at these positions; None: new movies."
         p = self.config.dropout if self.training else 0
         x = self.hidden(bag, neighbours)
         out = self.last(dropout(x, p) if p else x)
@@ -212,8 +210,7 @@ ENCODERS["mlp"] = ItemEncoder
 
 # %% ../nbs/03_model.ipynb #rc310
 class HeadArrays(Protocol):
-    """What scoring asks of a trained head; it may hold any arrays, and iterates over
-    them."""
+    "What scoring needs of a trained head: any arrays, and an iterator over them."
 
     def __iter__(self) -> Iterator[np.ndarray]: ...
 
@@ -231,8 +228,7 @@ class HeadArrays(Protocol):
 
 
 class Head(nn.Module):
-    """What is added to a dot product: the base of all heads, which are made from the
-    settings."""
+    "What is added to a dot product; each head is made from the settings."
 
     def forward(
         self, h: Tensor, u: Tensor
@@ -241,13 +237,12 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def arrays(self, H: Tensor, U: Tensor) -> HeadArrays:
-        """The head out of PyTorch, for the movies H (n_items, k) and the users U
-        (n_users, k)."""
+        "The head as arrays, for movies H (n_items, k) and users U (n_users, k)."
         raise NotImplementedError
 
 # %% ../nbs/03_model.ipynb #c035
 class ItemUserModel(nn.Module):
-    "Shared movie encoder, user embeddings and biases, and what lets them meet."
+    "A shared movie encoder, user embeddings and biases, and perhaps a head."
 
     def __init__(
         self,
@@ -268,7 +263,7 @@ class ItemUserModel(nn.Module):
         "Users' first vectors and biases."
         widths = (config.emb_dim, 1)
         for d in widths:
-            # as `nn.Embedding` would: what is drawn next depends on it
+            # drawn as `nn.Embedding` would: later random numbers depend on it
             torch.empty(n_users, d).normal_()
         starts = [torch.empty(n_users, d).normal_(std=config.init_std) for d in widths]
         vectors, biases = (  # sparse: gradients of the batch's users only
@@ -309,7 +304,7 @@ def _pair_dots(
 
 # %% ../nbs/03_model.ipynb #c043
 def _sound(scores: np.ndarray) -> np.ndarray:
-    "Scores as they are; raises `InputError` where there is none."
+    "Scores as they are; raises `InputError` if one is nan."
     if np.isnan(scores.min(initial=1)):
         raise InputError(
             "scores are nan: the embeddings hold numbers that are not finite"
@@ -372,8 +367,7 @@ class Embeddings:
         return replace(self, U=change(self.U), b=change(self.b), head=head)
 
     def with_mean_user(self, first: int | None = None) -> "Embeddings":
-        """The same, and behind the last user the mean of the first so many (None: all),
-        for strangers."""
+        "The same with the mean of the first so many users (None: all) as one more."
         return self.map_users(
             lambda rows: np.concatenate([rows, rows[:first].mean(axis=0)[None]])
         )
@@ -445,8 +439,7 @@ def with_rows(
     b: np.ndarray,  # (m,) their biases
     n_items: int = 0,  # more movies
 ) -> ItemUserModel:
-    """A copy with new rows for some users, and room for more movies; the model handed
-    in is not changed."""
+    "A copy with new rows for some users, and room for more movies."
     out, at = deepcopy(model), np.asarray(at, np.int64)
     out.user = _renewed(model.user, U, at)
     out.user_bias = _renewed(model.user_bias, b[:, None], at)
