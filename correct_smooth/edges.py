@@ -333,8 +333,10 @@ def _weighted_index(
     "Edges by position, and their weights; 1 where none are given."
     if hasattr(edges, "edge_index"):
         named = (getattr(edges, name, None) for name in ("edge_weight", "edge_attr"))
-        weights = next((one for one in named if one is not None), None)
-        edges = (edges.edge_index, weights)
+        edges = (
+            edges.edge_index,
+            next((one for one in named if one is not None), None),
+        )
     index, weight = (
         edges if isinstance(edges, tuple) and len(edges) == 2 else (edges, None)
     )

@@ -194,9 +194,12 @@ class _Numbers:
         return {"columns": list(self.columns), "logged": list(self.logged), **arrays}
 
     def restore(self, names: list[str], state: dict[str, Any]) -> None:
-        self.columns = tuple(state["columns"])
-        self.median, self.mean, self.scale = (
+        arrays = (
             np.array(state[name], np.float64) for name in ("median", "mean", "scale")
+        )
+        self.columns, (self.median, self.mean, self.scale) = (
+            tuple(state["columns"]),
+            arrays,
         )
         self.flagged = np.array(state["flagged"], np.int64)
         self.logged = tuple(state.get("logged", _LOGGED))
@@ -355,8 +358,10 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
         "Remember fitted blocks and where their columns stand."
         if not fitted:
             raise _nothing_left(getattr(self, "empty_", []), self.min_count)
-        self._fitted = fitted
-        ends = np.cumsum([len(columns) for _, columns in fitted.values()]).tolist()
+        self._fitted, ends = (
+            fitted,
+            np.cumsum([len(columns) for _, columns in fitted.values()]).tolist(),
+        )
         self.blocks_ = dict(zip(fitted, map(slice, [0, *ends], ends), strict=True))
         return self
 

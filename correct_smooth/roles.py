@@ -1,4 +1,4 @@
-"""Whose column is what: said by you in a word, or guessed from its name and told.
+"""Say in a word what each column of your tables is for, or let it be recognised by its name.
 
 Docs: https://correct-smooth.github.io/correct_smooth/roles.html.md"""
 
@@ -59,8 +59,7 @@ _SAID = {"movies": "items", "ratings": "ratings"}  # in messages
 
 
 def _chosen(table: pd.DataFrame, what: Kind, columns: Columns) -> dict[str, list[str]]:
-    """Your columns for each of ours, as you have said; what is to be ignored is there
-    too."""
+    "Your columns for each of ours, as you say; those to ignore are there too."
     if not isinstance(columns, dict):
         raise InputError(
             f"columns must be a dict from your column to its role, got {columns!r}"
@@ -175,8 +174,7 @@ _NUMBERED = re.compile(r"(embedding|emb|vector|vec)_?(\d+)")
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Columns such as embedding_0, embedding_1, ...: the longest row of them, in order,
-    from 0 or 1."""
+    "The longest series of embedding_0, embedding_1, ..., in order, from 0 or 1."
     rows: dict[str, dict[int, str]] = {}
     for name in names:
         if found := _NUMBERED.fullmatch(_plain(name)):
@@ -255,8 +253,7 @@ def _joined_names(columns: list[pd.Series]) -> list[tuple[str, ...]]:
 
 
 def _stacked(columns: list[pd.Series]) -> list[np.ndarray | None]:
-    """Each row as a vector, None where it is empty; raises `InputError` for what is no
-    number."""
+    "Each row as a vector, None where it is empty; all cells must be numbers."
     numbers = [as_numbers(column) for column in columns]
     for column, values in zip(columns, numbers, strict=True):
         if (odd := column.notna() & values.isna()).any():
@@ -286,8 +283,7 @@ def _years(column: pd.Series) -> pd.Series:
 
 # %% ../nbs/00b_roles.ipynb #r028
 def _made(table: pd.DataFrame, ours: str, theirs: list[str]) -> dict[str, Any] | None:
-    """Columns of ours that have to be made of yours; None where a new name is all it
-    takes."""
+    "Columns of ours that must be made of yours; None where renaming is enough."
     columns = [table[name] for name in theirs]
     if ours == "numbers":
         return {f"{OWN_NUMBERS}{column.name}": column for column in columns}
@@ -336,8 +332,7 @@ def _with_index(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
 
 
 def _refuse_other_ids(guessed: list[str], what: Kind, columns: Columns) -> None:
-    """Raise `InputError` where the only item id there can be has been said to be
-    something else."""
+    "Raise `InputError` if the only possible item id has another role."
     for name in guessed:
         if name in columns:
             raise InputError(
@@ -350,8 +345,7 @@ def _refuse_other_ids(guessed: list[str], what: Kind, columns: Columns) -> None:
 def _understood(
     table: pd.DataFrame, what: Kind, columns: Columns | None, dropped: dict[str, int]
 ) -> dict[str, list[str]]:
-    """Your columns for each of ours, said or guessed, and those to be ignored; a note
-    for each guess."""
+    "Your columns for each of ours, named or guessed; a note for each guess."
     chosen = _with_own(
         table, _chosen(table, what, {} if columns is None else columns), dropped
     )
@@ -375,8 +369,7 @@ def renamed(
     columns: Columns | None = None,  # your column -> its role, or one of our columns
     dropped: dict[str, int] | None = None,  # what was guessed is noted here
 ) -> pd.DataFrame:  # the table handed in is not changed
-    """A table under our names, as you say or as can be guessed; raises `InputError`
-    where it must not be."""
+    "A table under our names, as you say or as can be guessed."
     check_choice("what", what, get_args(Kind))
     table = _with_index(table, {} if columns is None else columns)
     found = _understood(table, what, columns, {} if dropped is None else dropped)
@@ -400,8 +393,7 @@ def both_renamed(
     columns: Columns | None = None,  # as for `renamed`, of both tables
     dropped: dict[str, int] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # movies and ratings
-    """Both tables under our names; what ratings call an item by is looked for in the
-    items first."""
+    "Both tables under our names; items get the id that ratings use."
     stars, said = renamed(ratings, "ratings", columns, dropped), dict(columns or {})
     by = [
         name

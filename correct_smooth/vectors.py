@@ -1,4 +1,4 @@
-"""An embedding of each item, from whatever made it: checked, put in the order of the catalogue, and kept as a sparse matrix.
+"""Add an embedding of each item, from any program: checked, put in the order of the catalogue, and kept as a sparse matrix.
 
 Docs: https://correct-smooth.github.io/correct_smooth/vectors.html.md"""
 
@@ -20,8 +20,7 @@ from .ids import as_ids, find_ids
 
 # %% ../nbs/00d_vectors.ipynb #v005
 def as_vector(cell: Any) -> np.ndarray | None:
-    """The numbers of a cell; None for an empty one, `ValueError` for what is no row of
-    numbers."""
+    "The numbers of a cell; None for an empty one, else `ValueError`."
     if isinstance(cell, str):
         if "..." in cell:
             raise ValueError("the text was shortened when it was printed")
@@ -37,11 +36,8 @@ def as_vector(cell: Any) -> np.ndarray | None:
 # %% ../nbs/00d_vectors.ipynb #v008
 def vectors_in(
     cells: pd.Series,  # indexed by item id
-) -> tuple[
-    pd.Index, np.ndarray
-]:  # ids of the items that have a vector, and a row for each
-    """The vectors of a column; raises `InputError` for one that cannot be read, or is
-    longer than others."""
+) -> tuple[pd.Index, np.ndarray]:  # ids of items that have a vector, a row for each
+    "The vectors of a column; all must be readable and of one length."
     rows, ids = list[np.ndarray](), list[Any]()
     for item, cell in zip(cells.index, cells, strict=True):
         try:
@@ -95,11 +91,8 @@ def _parted(vectors: Any) -> tuple[pd.Series, Any]:
     )
 
 # %% ../nbs/00d_vectors.ipynb #v014
-def _matrix(
-    given: Any, ids: pd.Series
-) -> sparse.csr_matrix:  # (len(ids), width) float32
-    """Vectors as sparse rows; raises `InputError` for what is no matrix of finite
-    numbers."""
+def _matrix(given: Any, ids: pd.Series) -> sparse.csr_matrix:  # (len(ids), width)
+    "Vectors as sparse rows in 32 bits; all numbers must be finite."
     with reading("the matrix of vectors"):
         whole = given if sparse.issparse(given) else np.asarray(given)
         if np.ma.is_masked(given):
@@ -142,10 +135,8 @@ def check_vectors(
     vectors: Any,
     items: pd.Index,  # item id at each position
     dropped: dict[str, int],  # what is left out is counted here
-) -> (
-    sparse.csr_matrix
-):  # (n_items, width) float32, rows of zeros where there is no vector
-    "Vectors in the order of the items; raises `InputError` where they cannot be used."
+) -> sparse.csr_matrix:  # (n_items, width) float32; zeros where there is no vector
+    "Vectors in the order of the items; raises `InputError` if they cannot be used."
     given, matrix = _parted(vectors)
     ids = as_ids(given, "item_id of vectors")
     if ids.isna().any():
@@ -180,8 +171,7 @@ def more_vectors(
     vectors: Any,  # of the new ones, as for `check_vectors`, or None
     new: pd.Index,  # ids of the new items
 ) -> sparse.csr_matrix | None:  # (n + len(new), width)
-    """Vectors of new items behind those known; raises `InputError` where they do not
-    belong together."""
+    "Vectors of new items behind those known; both must have the same width."
     if known is None and vectors is not None:
         raise InputError(
             "the items known so far have no vectors, so new ones cannot have "
