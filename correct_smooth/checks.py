@@ -1,4 +1,4 @@
-"""Settings, files and memory are checked before work begins, and the message says what to do.
+"""Check settings, files and memory before work begins, with messages that say what to do.
 
 Docs: https://correct-smooth.github.io/correct_smooth/checks.html.md"""
 
@@ -26,8 +26,7 @@ import pyarrow as pa
 
 # %% ../nbs/10_checks.ipynb #c005
 def printable(value: Any) -> str:
-    """Text in one line, without anything that could move a cursor, ring a bell or turn
-    letters around."""
+    "Text in one line, without characters that control a terminal."
     text = str(value)
     return (
         text
@@ -37,8 +36,7 @@ def printable(value: Any) -> str:
 
 # %% ../nbs/10_checks.ipynb #c007
 def as_text(value: Any) -> str:
-    """Text that can be written as UTF-8; half a character, as cut-off text may hold,
-    becomes a question mark."""
+    "Text that can be written as UTF-8; half a character becomes a question mark."
     return str(value).encode("utf-8", "replace").decode()
 
 # %% ../nbs/10_checks.ipynb #c008
@@ -56,11 +54,10 @@ def check_number(
     name: str,  # of the setting, for the message
     value: Any,
     low: float,
-    high: float = 1e9,
+    high: float = 1e9,  # both included
     whole: bool = False,  # only whole numbers will do
 ) -> None:
-    """Raise `InputError` unless a setting is a number from `low` to `high`, both
-    included."""
+    "Raise `InputError` unless a setting is a number from `low` to `high`."
     kinds: tuple[type, ...] = (
         (int, np.integer) if whole else (int, float, np.integer, np.floating)
     )
@@ -79,8 +76,7 @@ def check_choice(
     value: Any,
     allowed: tuple[Any, ...],
 ) -> None:
-    """Raise `InputError` unless a setting is one of the allowed values, and of their
-    type."""
+    "Raise `InputError` unless a setting is an allowed value, of the same type."
     if not any(type(value) is type(one) and value == one for one in allowed):
         raise InputError(
             f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}"[:300]
@@ -91,8 +87,7 @@ def generator(
     seed: int,
     before: int = 0,  # numbers of 64 bits to pass over
 ) -> np.random.Generator:
-    """Random numbers from a seed, as `default_rng` has them; without a usable seed,
-    `InputError`."""
+    "Random numbers from a seed, as `default_rng` has them; seeds are checked."
     check_number("seed", seed, 0, 2**63, whole=True)
     return np.random.Generator(np.random.PCG64(seed).advance(int(before)))
 
@@ -108,7 +103,7 @@ UNREADABLE = (
 def reading(
     where: str | Path,  # what is being read, for the message
 ) -> Iterator[None]:
-    "Whatever a file can raise on being read, as `InputError`."
+    "Whatever reading a file can raise, as `InputError`."
     try:
         yield
     except InputError:
@@ -130,8 +125,7 @@ def reading(
 
 # %% ../nbs/10_checks.ipynb #c019
 def machine_memory() -> float:
-    """Bytes of memory that this machine has, or this container may use; infinite where
-    nothing tells."""
+    "Bytes of memory of this machine or container; infinite if nothing tells."
     limits = [math.inf]
     with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
@@ -151,8 +145,7 @@ def check_size(
     held: int,  # bytes that it takes as it is
     whole: bool = True,  # whether all of it will be in memory at once
 ) -> None:
-    """Raise `InputError` if so much must not be unpacked from so little, or does not
-    fit into memory."""
+    "Raise `InputError` if so little must not unpack to so much, or cannot."
     if declared > max(_LARGE, _PLAUSIBLE * held):
         raise InputError(
             f"{where} would unpack from {held:,} bytes to {declared:,}, as no table of "
@@ -166,7 +159,7 @@ def check_size(
 
 # %% ../nbs/10_checks.ipynb #c024
 def _spelled_out(texts: pa.Array) -> int:
-    "Bytes of texts that are kept once each, if every one of them stood for itself."
+    "Bytes of texts that are stored once each, if all of them were written out."
     import pyarrow.compute as pc
 
     if pa.types.is_dictionary(texts.type):
@@ -202,8 +195,7 @@ def check_parquet(
     where: str | Path = "",  # for the message; empty: the source
     whole: bool = True,  # whether all of it will be in memory at once
 ) -> None:
-    """Raise `InputError` if a Parquet file declares more than its size makes plausible,
-    or memory holds."""
+    "Raise `InputError` if a Parquet file declares more than is plausible."
     import pyarrow.parquet as pq
 
     held = (
@@ -248,8 +240,7 @@ _ARRAY_HEADERS = {
 def check_arrays(
     path: str | Path,  # of a .npz file
 ) -> None:
-    """Raise `InputError` if an .npz file, or an array in it, declares more than it can
-    hold."""
+    "Raise `InputError` if an .npz file declares more than it can hold."
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         packed = min(
@@ -266,10 +257,8 @@ def check_arrays(
                 )
 
 # %% ../nbs/10_checks.ipynb #c029
-_pools = {
-    "begun": False,
-    "lost": False,
-}  # whether loops ran on several threads; in this process, or its parent
+# whether loops ran on several threads: in this process, in its parent
+_pools = {"begun": False, "lost": False}
 
 
 def _after_fork() -> None:
@@ -286,7 +275,7 @@ if hasattr(os, "register_at_fork"):
 def _on_threads(
     function: Callable[..., Any], shared: Any, **options: Any
 ) -> Callable[..., Any]:
-    "A loop that runs on several threads, but where a fork has lost them."
+    "A loop that runs on several threads, or on one where a fork has lost them."
     from numba import njit
 
     # compiled when it is first needed, if ever

@@ -1,4 +1,4 @@
-"""Whether an id is a number or a text is decided once, by one rule, for every table and every question.
+"""One rule decides whether an id is a number or a text, for every table and every question.
 
 Docs: https://correct-smooth.github.io/correct_smooth/ids.html.md"""
 
@@ -61,8 +61,7 @@ def first_cell(cells: pd.Series) -> str:
 
 # %% ../nbs/10a_ids.ipynb #c007
 def uncoded(column: pd.Series) -> pd.Series:
-    """The column with its values in place of codes for them, as categories have, also
-    those of Arrow."""
+    "The column with values in place of category codes, also those of Arrow."
     kind = column.dtype
     arrow = isinstance(kind, pd.ArrowDtype) and pa.types.is_dictionary(
         kind.pyarrow_dtype
@@ -75,8 +74,7 @@ def uncoded(column: pd.Series) -> pd.Series:
 
 # %% ../nbs/10a_ids.ipynb #rb_as_ids
 def _whole_numbers(given: pd.Series, kind: str) -> bool:
-    """Whether these are whole numbers that 64 bits, and the type they come in, hold
-    exactly."""
+    "Whether these are whole numbers that their type holds exactly."
     if kind == "integer":
         return bool(given.between(-(2**63), 2**63 - 1).all())
     exact = {"float16": 2.0**11, "float32": 2.0**24}.get(
@@ -120,7 +118,7 @@ def same_ids(
     columns: dict[str, pd.Series],
     untyped: Collection[str] = (),  # those out of files in which everything is text
 ) -> dict[str, pd.Series]:  # the same, all of them whole numbers or all text
-    "Ids that belong together, of one kind."
+    "Ids that belong together, all numbers or all text."
     ids = {name: as_ids(column, name) for name, column in columns.items()}
     text = [name for name, column in ids.items() if not is_whole(column)]
     # nowhere a number
@@ -140,8 +138,7 @@ def id_like(
     value: Any,  # as asked for: a number, or text
     known: pd.Index,
 ) -> int | str | None:
-    """An id of the kind of those known, whole number or text; None where it cannot be
-    one."""
+    "An id of the type of those known; None where it cannot be one."
     if isinstance(value, (float, np.floating)) and value % 1 == 0:
         value = int(value)
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -156,7 +153,7 @@ def find_ids(
     ids: Any,  # (n,) as asked for
     known: pd.Index,
 ) -> np.ndarray:  # (n,) position of each, -1 for one that is unknown
-    "Look ids up, whichever of the two kinds they are written as."
+    "Look ids up, whether they are written as numbers or as text."
     with reading("a list of ids"):
         asked = pd.Index(ids, tupleize_cols=False)
         if asked.dtype.kind == "u" and len(asked) and asked.max() < 2**63:
@@ -195,7 +192,7 @@ def ids_like(
     known: pd.Series | pd.Index,
     what: str,  # for the message
 ) -> pd.Series:
-    "New ids of the kind of those known; raises `InputError` where they cannot be."
+    "New ids of the type of those known; raises `InputError` where they cannot be."
     ids = as_ids(ids, what)
     if not is_whole(known) or is_whole(ids):
         return ids if is_whole(known) else as_text_ids(ids)

@@ -1,4 +1,4 @@
-"""Lists, numbers and times, read from whatever a table holds, and never run as code.
+"""Read lists, numbers and times from whatever a table holds, and never run a cell as code.
 
 Docs: https://correct-smooth.github.io/correct_smooth/parsing.html.md"""
 
@@ -26,8 +26,7 @@ _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def literal(text: str) -> Any:
-    """What a literal stands for, data and never code; `ValueError` for all else, and
-    for texts run together."""
+    "Data that a literal stands for, never code; `ValueError` for all else."
     if re.search(r"\0\s*\0", _QUOTED.sub("\0", text.replace("\0", " "))):
         raise ValueError("texts without a comma between them")
     try:
@@ -78,8 +77,7 @@ def as_names(
     value: Any,
     mark: str = "|",  # between names in plain text
 ) -> tuple[str, ...] | None:
-    """A cell as names: lists, arrays, `a|b`, or a list as it is printed; None if it is
-    none of these."""
+    "A cell as names, from `a|b` or any list; None if it is neither."
     if isinstance(value, str) and _is_printed(value):
         try:
             value = _printed_list(value.strip())
@@ -110,8 +108,7 @@ def as_names(
 def list_mark(
     column: pd.Series,
 ) -> tuple[str, int]:  # and in how many cells it stands
-    """What is between the names in the plain text of a column: `|`, or else `;`, or
-    else `,`."""
+    "What separates names in the texts of a column: `|`, else `;`, else `,`."
     plain = [cell for cell in column if isinstance(cell, str) and not _is_printed(cell)]
     counts = {mark: sum(mark in cell for cell in plain) for mark in "|;,"}
     return next(((mark, n) for mark, n in counts.items() if n), ("|", 0))
@@ -125,8 +122,7 @@ def _number(value: Any) -> float:
 
 
 def as_numbers(column: pd.Series) -> pd.Series:
-    """Numbers as float64; text that is no number, truth values, dates and absurd sizes
-    become missing."""
+    "Numbers as float64; all else, and absurd sizes, become missing."
     if column.dtype.kind in "bcmM" or isinstance(column.dtype, pd.PeriodDtype):
         return pd.Series(np.nan, column.index)
     if column.dtype.kind in "iuf":
@@ -145,8 +141,7 @@ def as_numbers(column: pd.Series) -> pd.Series:
 
 # %% ../nbs/10b_parsing.ipynb #rb_whole
 def _whole_within(column: pd.Series, low: int, high: int) -> bool:
-    """Whether these are plain 64-bit integers from `low` to `high`, and so need no
-    conversion."""
+    "Whether these are plain 64-bit integers from `low` to `high`."
     return bool(column.dtype == np.int64 and column.between(low, high).all())
 
 # %% ../nbs/10b_parsing.ipynb #c013
@@ -158,8 +153,7 @@ def _since_1970(when: pd.Series) -> pd.Series:
 
 
 def as_seconds(column: pd.Series) -> pd.Series:
-    """Seconds since 1970, from numbers, dates, or dates as text (ISO 8601); what is
-    none becomes missing."""
+    "Seconds since 1970, from numbers, dates or text (ISO 8601); else missing."
     if _whole_within(column, 1 - 10**15, 10**15 - 1):
         return column
     if isinstance(column.dtype, pd.ArrowDtype) and pa.types.is_date(
