@@ -145,7 +145,7 @@ def check_size(
     held: int,  # bytes that it takes as it is
     whole: bool = True,  # whether all of it will be in memory at once
 ) -> None:
-    "Raise `InputError` if so little must not unpack to so much, or cannot."
+    "Raise `InputError` if a file unpacks to too much, for its size or for memory."
     if declared > max(_LARGE, _PLAUSIBLE * held):
         raise InputError(
             f"{where} would unpack from {held:,} bytes to {declared:,}, as no table of "

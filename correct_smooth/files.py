@@ -1,4 +1,4 @@
-"""A result replaces an earlier one in one step, and never anything of somebody else's.
+"""Replace an earlier result in one step, and never overwrite anything that belongs to somebody else.
 
 Docs: https://correct-smooth.github.io/correct_smooth/files.html.md"""
 
@@ -42,7 +42,7 @@ def write_marker(
     # with SHA-256 of the files in it, and of the lists of folders inside
     sums: bool = False,
 ) -> None:
-    "List what a finished folder holds, so that it can be told from other people's."
+    "List what a finished folder holds, so that it can be recognised as ours."
     files = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -74,8 +74,7 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 # %% ../nbs/10c_files.ipynb #c007
 def _unlisted(folder: Path, files: set[str]) -> Iterator[str]:
-    """What there is in a folder besides some files; a folder that has a list of its own
-    goes by that."""
+    "Other things in a folder than these files; inner lists count as well."
     for entry in sorted(folder.iterdir()):
         within = {
             name[len(entry.name) + 1 :]
@@ -106,8 +105,7 @@ def _foreign(folder: Path, kind: str) -> str:
 
 # %% ../nbs/10c_files.ipynb #rb_place
 def _mount_points() -> list[Path]:
-    """Where other file systems, or folders of this one, are mounted, as far as the
-    system tells."""
+    "Where file systems or folders are mounted, as far as the system tells."
     try:
         rows = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
@@ -120,7 +118,7 @@ def _mount_points() -> list[Path]:
 
 
 def _check_place(folder: Path) -> None:
-    "Refuse folders that cannot give way to another one, whatever is in them."
+    "Refuse folders that cannot be replaced, whatever is in them."
     with suppress(FileNotFoundError):  # somebody has deleted the current folder
         if Path.cwd().is_relative_to(folder):
             raise InputError(
@@ -139,8 +137,7 @@ def check_target(
     folder: str | Path,  # what should hold the result in the end
     kind: str,  # of the result: tables, model or results
 ) -> Path:  # resolved
-    """Raise `InputError` if a result cannot be written there, or would replace what is
-    not one of ours."""
+    "Raise `InputError` if a result cannot be written there, or must not be."
     with reading(folder):
         folder = Path(folder).expanduser().resolve()
         above = next(
@@ -175,8 +172,7 @@ def check_target(
 
 # %% ../nbs/10c_files.ipynb #c010
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders trade names in one indivisible step; False where the system knows
-    no such step."""
+    "Exchange the names of two folders in one step; False where it is impossible."
     here, trade = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: Linux
     try:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -194,8 +190,7 @@ def _put_back(work: Path, target: Path) -> None:
 
 
 def clear_leftovers(target: str | Path) -> None:
-    """Clear away what a writer left that was killed: half a result, or a whole one
-    under another name."""
+    "Remove what a killed writer left: half a result, or the old one renamed."
     target = Path(target).expanduser().resolve()
     for work in target.parent.glob(f".{glob.escape(target.name)}.cs-*"):
         with suppress(OSError):  # a writer holds the lock, or we must not write here
@@ -211,24 +206,21 @@ def clear_leftovers(target: str | Path) -> None:
                 with FileLock(work / "lock", timeout=0):
                     _put_back(work, target)
                     shutil.rmtree(work, ignore_errors=True)
-                if (
-                    os.name == "nt"
-                ):  # where an open file, the lock, stays until it is closed
+                # on Windows an open file, the lock, stays until it is closed
+                if os.name == "nt":
                     work.rmdir()
 
 # %% ../nbs/10c_files.ipynb #rb_work
 @contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
-    """A hidden folder beside a target, to write into; nobody else clears it away while
-    this process lives."""
+    "A hidden, locked folder beside a target, to write into."
     clear_leftovers(target)
     while True:
         work = target.with_name(f".{target.name}.cs-{uuid4().hex}")
         work.mkdir()
         lock = FileLock(work / "lock", timeout=0)
-        with suppress(
-            Timeout, FileNotFoundError
-        ):  # taken for a leftover, in the moment before it was locked
+        # it may be taken for a leftover in the moment before it is locked
+        with suppress(Timeout, FileNotFoundError):
             lock.acquire()
             if (work / "lock").exists():
                 break
@@ -243,7 +235,7 @@ def _workspace(target: Path) -> Iterator[Path]:
 
 # %% ../nbs/10c_files.ipynb #c014
 def _take_after(fresh: Path, before: Path) -> None:
-    "Give a folder, or file, the group and the rights of the one that it will replace."
+    "Give a folder or file the group and permissions of the one that it replaces."
     about = before.stat()
     if hasattr(os, "chown"):
         with suppress(OSError):  # a group that we are not in
@@ -257,7 +249,7 @@ def atomic_folder(
     kind: str,  # of the result: tables, model or results
     sums: bool = False,  # whether its list has the sum of each file
 ) -> Iterator[Path]:  # a fresh folder beside it, to write into
-    "Write a folder whole or not at all: fill one beside it, then let them trade names."
+    "Write a folder whole or not at all: fill one beside it, then exchange names."
     folder = check_target(folder, kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _workspace(folder) as work:
@@ -267,7 +259,7 @@ def atomic_folder(
             _take_after(fresh, folder)
         yield fresh
         write_marker(fresh, kind, sums)
-        check_target(folder, kind)  # somebody may have used the time
+        check_target(folder, kind)  # others may have written there
         if folder.exists():
             if _exchange(fresh, folder):
                 return
@@ -279,8 +271,7 @@ def atomic_folder(
 def atomic_file(
     path: Path,  # resolved
 ) -> Iterator[Path]:  # where to write it
-    """Write a file whole or not at all; an earlier one of its name is replaced, and
-    leaves its rights."""
+    "Write a file whole or not at all; it replaces one of its name."
     with _workspace(path) as work:
         # a folder of its own: some writers use names of their own beside it
         (work / "fresh").mkdir()

@@ -38,7 +38,8 @@ def literal(text: str) -> Any:
 # %% ../nbs/10b_parsing.ipynb #rb_printed
 # array(['a', 'b'], dtype=object), frozenset({'a'}), Index(['a'])
 _WRAPPED = re.compile(
-    r"(?:\w+\.)?(?:array|Index|list|tuple|set|frozenset)\((|[\[({].*[\])}])(?:,\s*dtype=[^()]*)?\)",
+    r"(?:\w+\.)?(?:array|Index|list|tuple|set|frozenset)"
+    r"\((|[\[({].*[\])}])(?:,\s*dtype=[^()]*)?\)",
     re.DOTALL,
 )
 _NUMPY_TEXT = re.compile(rf"(?:np|numpy)\.str_\(({_QUOTED.pattern})\)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""Made-up movies and ratings of any size, with planted tastes for a model to find.
+"""Make movies and ratings of any size, with planted tastes for a model to find.
 
 Docs: https://correct-smooth.github.io/correct_smooth/synthetic.html.md"""
 
@@ -35,8 +35,7 @@ def _planted_movies(
     plot_words: int,
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Movies with genres and plots that tell their themes, and the themes (n_items,
-    n_themes)."""
+    "Movies whose genres and plots tell their themes; themes (n_items, n_themes)."
     themes = rng.dirichlet(np.full(n_themes, 0.3), n_items)
     first_two = np.argsort(-themes, axis=1)[:, :2]
     draw, upto = rng.random((n_items, plot_words)), np.cumsum(themes, axis=1)
@@ -82,8 +81,7 @@ def _planted_counts(
 def _draw_movies(
     count: np.ndarray, upto: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """For each user `count` different movies, one user after the other; `upto` adds up
-    the movies' shares."""
+    "`count` different movies for each user; `upto` holds cumulative shares."
     movie, drawn_by = np.empty(count.sum(), np.int64), np.full(len(upto), -1)
     at = 0
     for user in range(len(count)):
@@ -104,7 +102,7 @@ def _planted_ratings(
     upto: np.ndarray,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    "Ratings of one block of users, by user and movie: whom, what, how much, when."
+    "Ratings of one block of users, in the order of users and movies."
     leaning = rng.normal(0, 2.5, (len(users), themes.shape[1]))
     who = np.repeat(np.arange(len(users)), count)
     pair = np.sort(who * len(quality) + _draw_movies(count, upto, rng))
@@ -186,8 +184,7 @@ def write_synthetic(
     theme_words: int = 40,
     plot_words: int = 12,
 ) -> None:
-    """The same world written block by block: memory does not grow with the number of
-    ratings."""
+    "The same world written block by block, in files."
     movies, blocks = _planted_world(
         n_users, n_items, n_ratings, n_themes, theme_words, plot_words, seed
     )
@@ -199,30 +196,14 @@ def write_synthetic(
 
 # %% ../nbs/10e_synthetic.ipynb #bk01
 SUBJECTS = (
-    "sea",
-    "crime",
-    "gardens",
-    "space",
-    "history",
-    "love",
-    "cooking",
-    "mountains",
-    "music",
-    "war",
-)
+    "sea", "crime", "gardens", "space", "history", "love", "cooking", "mountains",
+    "music", "war",
+)  # fmt: skip
 _FIRST = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gil", "Hanna", "Ida", "Jon")
 _LAST = (
-    "Adler",
-    "Brook",
-    "Castle",
-    "Dorn",
-    "Ebner",
-    "Field",
-    "Grant",
-    "Holm",
-    "Iver",
+    "Adler", "Brook", "Castle", "Dorn", "Ebner", "Field", "Grant", "Holm", "Iver",
     "Jung",
-)
+)  # fmt: skip
 _HOW = (
     "old red silent last hidden far broken golden quiet lost white small other "
     "long first"
@@ -296,8 +277,7 @@ def _planted_readers(
     style: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Which authors and subjects each reader loves, who has read which book, and the
-    stars it would get."""
+    "Loved authors and subjects, who has read what, and the stars it would get."
     authors = _drawn(n, int(author.max()) + 1, 3, rng)
     subjects = _drawn(n, len(SUBJECTS), 2, rng)
     avoided = _drawn(n, len(SUBJECTS), 2, rng, subjects)
@@ -310,9 +290,8 @@ def _planted_readers(
         style.shape[1]
     )
     popular = 0.4 * np.log(rng.permutation(_long_tail(len(author))))
-    urge = (
-        popular + 0.8 * taste + rng.gumbel(size=taste.shape)
-    )  # the largest are those drawn without putting back
+    # the largest are a draw without replacement
+    urge = popular + 0.8 * taste + rng.gumbel(size=taste.shape)
     count = np.clip(rng.lognormal(3.7, 0.4, n), 15, len(author) // 2).astype(int)
     place = np.argsort(np.argsort(-urge, axis=1), axis=1)
     stars = (

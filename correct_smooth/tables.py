@@ -1,4 +1,4 @@
-"""CSV read without guessing, and written so that no cell is a formula.
+"""Read a CSV without guessing, and write one in which no cell is a formula.
 
 Docs: https://correct-smooth.github.io/correct_smooth/tables.html.md"""
 
@@ -26,7 +26,7 @@ from .files import atomic_file
 
 # %% ../nbs/10d_tables.ipynb #c005
 def refuse_page(head: bytes, where: str) -> None:
-    "Raise `InputError` for what begins as a web page does."
+    "Raise `InputError` for a file that begins like a web page."
     if re.match(
         rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|\?xml|head)", head, re.IGNORECASE
     ):
@@ -41,7 +41,7 @@ def open_table(source: Any, where: str) -> Any:
         if Path(source).exists() and not Path(source).is_file():
             # a pipe or a device might never end
             raise InputError(f"{where} is no file")
-        source = open(source, "rb")  # closed by whoever asked
+        source = open(source, "rb")  # closed by the caller
     if not isinstance(source, io.TextIOBase):
         refuse_page(source.read(1_000), where)
         source.seek(0)
@@ -64,9 +64,8 @@ def _as_arrow(table: Any, what: str) -> pa.Table:
         return narwhals.from_native(table, eager_only=True).to_arrow()
     except TypeError as error:
         if hasattr(table, "__arrow_c_stream__"):
-            with suppress(
-                pa.ArrowException
-            ):  # a stream of something else, such as one column
+            # it may be a stream of something else, such as one column
+            with suppress(pa.ArrowException):
                 return pa.table(table)
         more = (
             "collect it first"
@@ -83,8 +82,7 @@ def as_frame(
     table: Any,
     what: str,  # it is, for the message
 ) -> pd.DataFrame:
-    """A table as pandas has it, one of pandas as it is; raises `InputError` for what is
-    no table."""
+    "A table as pandas has it; raises `InputError` for what is no table."
     if isinstance(table, pd.DataFrame):
         return table
     with reading(what):
@@ -98,7 +96,7 @@ def as_frame(
 
 # %% ../nbs/10d_tables.ipynb #rb_padded
 def _padded(block: bytes) -> bool:
-    "Whether a number in it is written as no whole number is: 07, +7, 7e0."
+    "Whether a number in it is written in a way that ids are not: 07, +7, 7e0."
     byte = np.frombuffer(block, np.uint8)
     digit = (byte - 48) < 10
     number = digit | (byte == ord("."))
@@ -111,7 +109,7 @@ _ONLY_EMPTY_IS_MISSING: dict[str, Any] = {"keep_default_na": False, "na_values":
 
 
 class _Watched(io.RawIOBase):
-    "A file on its way to the parser, and whether a number in it is more than a number."
+    "A file on its way to the parser, and whether it has a padded number."
 
     def __init__(self, file: BinaryIO):
         self.file, self.padded, self.block = file, False, bytearray(b"\n")
@@ -132,8 +130,7 @@ class _Watched(io.RawIOBase):
 def _read_numbers(
     file: BinaryIO, kinds: dict[str, Any], **form: Any
 ) -> pd.DataFrame | None:
-    """A CSV with columns of numbers; None where a cell of theirs is missing, no number
-    or of absurd size."""
+    "A CSV with columns of numbers; None if any of their cells is none."
     try:
         watched = _Watched(file)
         with np.errstate(invalid="ignore"), io.BufferedReader(watched) as bytes_:
@@ -146,7 +143,7 @@ def _read_numbers(
         )
         return table if sound and not watched.padded else None
     except UNREADABLE:
-        return None  # whoever reads it as text will say what is wrong
+        return None  # read as text, it gets a message
 
 # %% ../nbs/10d_tables.ipynb #rb_csv
 def pick(
@@ -178,8 +175,7 @@ def read_csv(
     optional: Collection[str] = (),  # columns that need not be there
     **kwargs: Any,
 ) -> pd.DataFrame:
-    """Columns of a CSV as text, renamed; only an empty cell is missing (a movie may be
-    called NA)."""
+    "Columns of a CSV as text, renamed; only an empty cell is missing."
     where = where or str(source)
     with reading(where), open_table(source, where) as file:
         head = _read_numbers(file, kinds, **kwargs) if kinds else None
@@ -194,7 +190,7 @@ def read_csv(
     return head if columns is None else pick(head, columns, where, optional)
 
 # %% ../nbs/10d_tables.ipynb #c008
-# in letters of either width
+# also in full-width letters
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
@@ -219,8 +215,7 @@ def _change_texts(
 
 
 def to_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The same, with an apostrophe before each text that a spreadsheet would take for a
-    formula."""
+    "The same with an apostrophe before each text that looks like a formula."
     return _change_texts(table, _FORMULA.match, "'{}".format)
 
 # %% ../nbs/10d_tables.ipynb #rb_from
