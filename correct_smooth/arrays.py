@@ -1,4 +1,4 @@
-"""What an array or a sparse matrix must be is written above the function, and checked before any loop reads it.
+"""Say above a function what its arrays and sparse matrices must be, and have them checked before any loop reads them.
 
 Docs: https://correct-smooth.github.io/correct_smooth/arrays.html.md"""
 
@@ -32,8 +32,7 @@ class Sizes(dict[str, tuple[int, str]]):
         shape: tuple[int, ...],
         axes: str,  # their names, such as "n m"
     ) -> None:
-        """Learn the lengths of an argument's axes; raises `InputError` where another
-        argument has others."""
+        "Learn the lengths of axes; refuse one that differs from that of another."
         wanted = axes.split()
         if len(shape) != len(wanted):
             raise InputError(
@@ -176,8 +175,7 @@ def _in_order(starts: np.ndarray, at: np.ndarray) -> bool:
 
 # %% ../nbs/10g_arrays.ipynb #a17
 def _listed(name: str, A: Any, form: str) -> Any:
-    """A matrix of another format by row or column; its entries are compared with its
-    shape on the way."""
+    "A matrix of another format by row or column, entries within its shape."
     try:
         listed = A.tocoo()
         listed = sparse.coo_matrix(
@@ -215,11 +213,8 @@ def as_sparse(
     high: float = LARGEST,  # both included
     # refuse a place that is stored twice; else such values are added up
     once: bool = False,
-    # csr_matrix or csc_matrix of float32, canonical; the matrix itself, where it is
-    # that already
-) -> Any:
-    """A sparse matrix in the one form that loops rely on; raises `InputError` for
-    anything that cannot be."""
+) -> Any:  # csr_matrix or csc_matrix of float32; itself, if it is that already
+    "A sparse matrix in the one form that loops rely on."
     if not sparse.issparse(A) or len(A.shape) != 2:
         raise InputError(
             f"{name} must be a sparse matrix of SciPy's, of two axes; got "
@@ -246,7 +241,7 @@ def as_sparse(
         ).asformat(form)
     if _in_order(A.indptr, A.indices):
         return A
-    A = A.copy()  # the one handed in stays as it is
+    A = A.copy()  # the one given is not changed
     A.has_canonical_format = A.has_sorted_indices = False  # whatever it has been told
     A.sum_duplicates()
     if once and A.nnz < stored:
@@ -260,7 +255,7 @@ def as_sparse(
 # %% ../nbs/10g_arrays.ipynb #a23
 @dataclass(frozen=True)
 class Wanted:
-    "What an argument must be. Inherit from it for a kind of your own."
+    "What an argument must be; subclass it for a kind of your own."
 
     # names of the axes, such as "n m"; axes of the same name are as long everywhere
     axes: str = ""
@@ -268,8 +263,7 @@ class Wanted:
     high: float = LARGEST
 
     def taken(self, name: str, value: Any, sizes: Sizes) -> Any:
-        """The argument as the function shall get it; raises `InputError` for what it
-        cannot take."""
+        "The argument as the function gets it, or `InputError`."
         raise NotImplementedError
 
 
@@ -335,8 +329,7 @@ class Columns(Wanted):
 
 # %% ../nbs/10g_arrays.ipynb #a29
 class Cells(Wanted):
-    """Places asked for, whatever is stored there: a CSC matrix of any order, which is
-    that of the answer."""
+    "Places that are asked for: a CSC matrix in any order, which is kept."
 
     def taken(self, name: str, value: Any, sizes: Sizes) -> sparse.csc_matrix:
         "The matrix."
@@ -407,13 +400,12 @@ _R = TypeVar("_R")
 def door(
     **wanted: Wanted,  # for each argument that is looked at, what it must be
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """A decorator: arguments are checked, and converted where that is safe, before the
-    function sees them."""
+    "A decorator: arguments are checked, and converted where that is safe."
 
     def put(function: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(function)
         asked = {name: signature.parameters[name] for name in wanted}
-        # what is not looked at: the default, and None where the annotation has it
+        # not checked: the default, and None where the annotation has it
         free = {
             name: (
                 one.default,

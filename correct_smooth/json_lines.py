@@ -1,4 +1,4 @@
-"""Objects in a file, a block at a time, and of each no more than what is wanted.
+"""Read JSON objects from large files, a block at a time, and only the columns that are needed.
 
 Docs: https://correct-smooth.github.io/correct_smooth/json_lines.html.md"""
 
@@ -27,8 +27,7 @@ def json_blocks(
     file: IO[bytes],  # at its beginning
     rows: int = 2**16,  # of a block
 ) -> Iterator[pd.DataFrame]:
-    """Tables of the objects in a file, one a line or all in one list, values as they
-    are."""
+    "The objects of a file as tables, one on each line or all in one list."
     head = file.read(2**10).lstrip()
     file.seek(0)
     options: dict[str, Any] = {
@@ -56,8 +55,7 @@ def pick_json(
     file: IO[bytes],  # at its beginning
     columns: Collection[str],  # those that are there are wanted
 ) -> pd.DataFrame | None:
-    """Some columns of JSON lines; None where they are not of one kind, or hold more
-    than texts and numbers."""
+    "Some columns of JSON lines; None unless each is all text or all numbers."
     if not file.read(2**10).lstrip().startswith(b'{"'):
         return None
     file.seek(0)
@@ -78,4 +76,4 @@ def pick_json(
             file, json.ReadOptions(block_size=2**22), form
         ).to_pandas()
     except UNREADABLE:
-        return None  # whoever reads all of it will say what is wrong
+        return None  # reading all of it gives a message

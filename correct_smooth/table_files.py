@@ -1,4 +1,4 @@
-"""Packed or not, whatever stands between the cells, in whichever letters: found out, said, and open to be set.
+"""Read a table whose packing, separator and encoding are unknown: they are found, reported, and can be set.
 
 Docs: https://correct-smooth.github.io/correct_smooth/table_files.html.md"""
 
@@ -38,8 +38,7 @@ from .tables import open_table, read_csv
 
 # %% ../nbs/10h_table_files.ipynb #t05
 class _Unpacked(io.RawIOBase):
-    """What is in a gzip file, from its beginning; `InputError` once it is more than is
-    plausible."""
+    "The content of a gzip file; `InputError` once it is implausibly large."
 
     def __init__(self, packed: IO[bytes], where: str, held: int):
         self.packed, self.where, self.held = packed, where, held
@@ -77,11 +76,8 @@ class TableFile:
     start: Callable[[], IO[bytes]] = field(repr=False)  # opens it as it is
     held: int = field(repr=False)  # bytes that it takes as it is
 
-    def open(
-        self,
-    ) -> Any:  # bytes from the beginning, which can be read again after seek(0)
-        """The file, unpacked if it is packed; raises `InputError` where it cannot be
-        opened."""
+    def open(self) -> Any:  # bytes, which can be read again after seek(0)
+        "The file, unpacked if it is packed."
         with reading(self.where):
             file = self.start()
             packed = file.read(2) == b"\x1f\x8b"
@@ -137,15 +133,14 @@ def _unzipped(paths: Iterable[Path]) -> Iterator[tuple[int, TableFile]]:
 
 # %% ../nbs/10h_table_files.ipynb #t10
 def _refused(message: str) -> IO[bytes]:
-    "What opens instead of a file that is not clear."
+    "Opened instead of a file whose name is not unique."
     raise InputError(message)
 
 
 def table_files(
     path: str | Path,  # a folder, a zip or a file
 ) -> dict[str, TableFile]:  # by name, in the order of names
-    """The files that may hold tables; one whose name is that of another as near cannot
-    be opened."""
+    "The files that may hold tables; of two with one name, equally near, neither."
     path = Path(path).expanduser()
     with reading(path):
         if path.is_dir():
@@ -180,8 +175,7 @@ _UTF8 = re.compile(
 def find_encoding(
     blocks: Iterable[bytes],  # a text from its beginning, in whole lines
 ) -> tuple[str, str]:  # its name, and how errors are treated: strict, or replace
-    """How letters are written: as the mark says, UTF-8, Windows-1252 or Latin-1,
-    whichever fits first."""
+    "The encoding: by the mark, or UTF-8, Windows-1252, Latin-1, in this order."
     letters, bad, odd, mark = 0, 0, set[int](), None
     for n, block in enumerate(blocks):
         mark = mark or next(
@@ -230,8 +224,7 @@ def _rows(text: str, sep: str, escape: bool = False) -> list[list[str]]:
 
 
 def _fit(text: str, sep: str, escape: bool = False) -> tuple[float, int]:
-    """The share of rows as wide as the first, and its width; no share if it has one
-    cell only."""
+    "Share of rows as wide as the first, and its width; 0 if it has one cell."
     widths = [len(row) for row in _rows(text, sep, escape)] or [1]
     return (widths.count(widths[0]) / len(widths) if widths[0] > 1 else 0), widths[0]
 
@@ -271,8 +264,7 @@ _SAMPLE = 2**18  # bytes that are looked at
 
 @dataclass(frozen=True)
 class Table:
-    """A table in a file: what kind, what its columns are called, and for text how it is
-    written."""
+    "A table in a file: its kind, its columns, and how its text is written."
 
     file: TableFile
     kind: Literal["text", "json", "parquet"]
@@ -303,8 +295,7 @@ class Table:
 
 # %% ../nbs/10h_table_files.ipynb #t22
 def _check_form(sep: str | None, encoding: str | None) -> None:
-    """Raise `InputError` unless a separator and an encoding, where they are set, can be
-    used."""
+    "Raise `InputError` unless separator and encoding can be used, if set."
     unfit = not isinstance(sep, str) or (
         sep != "::" and (len(sep) != 1 or sep in '\r\n"\0\\')
     )
@@ -359,18 +350,9 @@ def _text_table(
     more = tuple(map(tuple, rows[heading:]))
     told = bool(encoding)
     return Table(
-        file,
-        "text",
-        tuple(names),
-        between,
-        letters,
-        errors,
-        heading,
-        escape,
-        found,
-        more,
-        told,
-    )
+        file, "text", tuple(names), between, letters, errors, heading, escape, found,
+        more, told,
+    )  # fmt: skip
 
 # %% ../nbs/10h_table_files.ipynb #t25c
 def _read_json(table: "Table", columns: Collection[str] | None) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Names, shapes and numbers, written whole or not at all, and known to be unchanged when they are read.
+"""Save names, shapes and numbers in one step, and notice any change when they are read.
 
 Docs: https://correct-smooth.github.io/correct_smooth/tensors.html.md"""
 
@@ -55,15 +55,14 @@ def save_tensors(
     tensors: dict[str, torch.Tensor],  # no two in the same memory
     metadata: dict[str, str] | None = None,  # to be kept with them
 ) -> None:
-    """Write tensors into a file, whole or not at all; raises `OSError` where they
-    cannot be written."""
+    "Write tensors into a file, whole or not at all; `OSError` if it cannot be."
     path = Path(path).expanduser().resolve()
     tensors = {name: o.detach().cpu().contiguous() for name, o in tensors.items()}
     sealed = {**(metadata or {}), SEAL: _seal(tensors, metadata or {})}
     try:
         with atomic_file(path) as part:
             save_file(tensors, part, sealed)
-            # safetensors gives it to its owner alone
+            # safetensors lets only its owner read it
             part.chmod(part.parent.stat().st_mode & 0o666)
             with part.open("r+b") as file:
                 os.fsync(file.fileno())
@@ -73,11 +72,8 @@ def save_tensors(
 # %% ../nbs/10f_tensors.ipynb #c007
 def load_tensors(
     path: str | Path,  # of a file that `save_tensors` wrote
-) -> tuple[
-    dict[str, torch.Tensor], dict[str, str]
-]:  # tensors and metadata, as they were given
-    """Read tensors back; raises `InputError` unless the file is there, whole and as it
-    was written."""
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:  # tensors and metadata
+    "Read tensors back; the file must be complete and as it was written."
     path = Path(path).expanduser()
     with reading(path):
         try:
@@ -99,8 +95,7 @@ def load_tensors(
 
 # %% ../nbs/10f_tensors.ipynb #ns2
 class NoStart(TorchFunctionMode):
-    """Leaves weights unset that are about to be replaced: to draw them on `meta` costs
-    seconds of imports."""
+    "Leave weights unset that are about to be replaced, which saves seconds."
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
