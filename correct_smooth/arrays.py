@@ -199,8 +199,8 @@ def _compressed(name: str, A: Any, form: str) -> Any:
     if not _leads_inside(A):
         rows, columns = A.shape
         raise InputError(
-            f"{name} is no sound sparse matrix: its parts lead outside of {rows} "
-            f"x {columns}"
+            f"{name} is no sound sparse matrix: "
+            f"its parts lead outside of {rows} x {columns}"
         )
     return A
 
@@ -217,8 +217,8 @@ def as_sparse(
     "A sparse matrix in the one form that loops rely on."
     if not sparse.issparse(A) or len(A.shape) != 2:
         raise InputError(
-            f"{name} must be a sparse matrix of SciPy's, of two axes; got "
-            f"{type(A).__name__}"
+            f"{name} must be a sparse matrix of SciPy's, of two axes; "
+            f"got {type(A).__name__}"
         )
     kind = sparse.csr_matrix if form == "csr" else sparse.csc_matrix
     A = _compressed(name, A, form)
@@ -246,8 +246,8 @@ def as_sparse(
     A.sum_duplicates()
     if once and A.nnz < stored:
         raise InputError(
-            f"{name} holds the same place twice ({stored - A.nnz} such); keep "
-            "one of them"
+            f"{name} holds the same place twice ({stored - A.nnz} such); "
+            "keep one of them"
         )
     _in_range(f"{name}.data", A.data, low, high)
     return A
@@ -385,8 +385,8 @@ class Of(Wanted):
         "The object."
         if not isinstance(value, self.kind):
             raise InputError(
-                f"{name} must be of the class {self.kind.__name__}; got "
-                f"{type(value).__name__}"
+                f"{name} must be of the class {self.kind.__name__}; "
+                f"got {type(value).__name__}"
             )
         if self.axes:
             sizes.agree(name, value.shape, self.axes)

@@ -117,8 +117,8 @@ def reading(
     except UNREADABLE as error:
         what = (str(error) or type(error).__name__).splitlines()[0][:200]
         other = (
-            "it is in another encoding, such as Windows-1252 or UTF-16; save it "
-            "as UTF-8"
+            "it is in another encoding, such as Windows-1252 or UTF-16; "
+            "save it as UTF-8"
         )
         hint = f"; {other}" if isinstance(error, UnicodeError) else ""
         raise InputError(f"{where} cannot be read: {what}{hint}") from error

@@ -220,8 +220,8 @@ def _times(column: pd.Series, dropped: dict[str, int]) -> pd.Series | None:
         return seconds
     if unread.notna().any() or len(unread) < len(column):
         what = (
-            f"timestamps that cannot be read, such as {first_cell(unread)}, and "
-            "the column with them"
+            f"timestamps that cannot be read, such as {first_cell(unread)}, "
+            "and the column with them"
         )
         dropped[what] = len(unread)
     return None

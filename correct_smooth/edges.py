@@ -229,8 +229,8 @@ def _graphml_columns(path: Path) -> pd.DataFrame:
 
     def refuse(*declared: Any) -> None:
         raise InputError(
-            f"{path} declares a document type ({declared[0]}), which no graph "
-            "needs; remove it"
+            f"{path} declares a document type ({declared[0]}), "
+            "which no graph needs; remove it"
         )
 
     parser = expat.ParserCreate()
@@ -315,13 +315,13 @@ def _edge_index(edges: Any, n_items: int) -> np.ndarray:  # (2, n_edges) positio
             "edges must be a DataFrame with source, target and perhaps weight, by "
             f"item id; a file of them ({', '.join(_EDGE_READERS)}); a networkx graph "
             "of item ids; or, by position, a scipy sparse matrix of items x items or "
-            "an edge_index of 2 x edges whole numbers, alone or with weights; got "
-            f"{shown}"
+            "an edge_index of 2 x edges whole numbers, alone or with weights; "
+            f"got {shown}"
         )
     if at.size and not 0 <= at.min() <= at.max() < n_items:
         raise InputError(
-            f"edge_index must hold positions from 0 to {n_items - 1}, got "
-            f"{at.min()} to {at.max()}"
+            f"edge_index must hold positions from 0 to {n_items - 1}, "
+            f"got {at.min()} to {at.max()}"
         )
     return at.astype(np.int64)
 

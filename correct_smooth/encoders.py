@@ -68,8 +68,8 @@ class SageEncoder(ItemEncoder):
         "A movie's hidden layer beside the mean of its neighbours'."
         if neighbours is None:
             raise InputError(
-                "the encoder is sage and needs weights of neighbours: take both "
-                "parts of `bags`"
+                "the encoder is sage and needs weights of neighbours: "
+                "take both parts of `bags`"
             )
         each = super().hidden(bag, None)
         mean = bag_sum(each, neighbours)

@@ -383,8 +383,8 @@ class MovieFeatures(TransformerMixin, BaseEstimator):
             vectors = sparse.csr_matrix((len(movies), width), dtype=np.float32)
         if width and vectors.shape[1] != width:
             raise InputError(
-                f"vectors have {vectors.shape[1]} numbers, those learned from "
-                f"had {width}"
+                f"vectors have {vectors.shape[1]} numbers, "
+                f"those learned from had {width}"
             )
         given = {
             name: vectors if name == "vectors" else movies for name in self._fitted

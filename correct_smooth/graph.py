@@ -228,8 +228,8 @@ def item_graph(
     n_items = X.shape[0]
     if dropped is not None and (fewer := config.k - n_items + 1) > 0:
         dropped[
-            "note: neighbours of each item fewer than asked for, there being "
-            f"{n_items} items"
+            "note: neighbours of each item fewer than asked for, "
+            f"there being {n_items} items"
         ] = fewer
     content = cosine_knn(content_columns(X, blocks, config), config.k)
     asked = config.corating > 0
@@ -252,8 +252,8 @@ def link_items(
     n_old, n = A.shape[0], X.shape[0]
     if n < n_old:
         raise InputError(
-            f"the graph has {n_old} items and the catalogue {n}; new ones stand "
-            "behind the old"
+            f"the graph has {n_old} items and the catalogue {n}; "
+            "new ones stand behind the old"
         )
     links = cosine_knn(
         content_columns(X, blocks, config), config.k, rows=np.arange(n_old, n)

@@ -224,8 +224,8 @@ def _guessed(
             if ours in _NEEDED:
                 raise InputError(f"{both} could each be {ours}; {way_out}")
             dropped[
-                f"note: {both}, each of which could be {ours}, and none is "
-                f"taken; {way_out}"
+                f"note: {both}, each of which could be {ours}, "
+                f"and none is taken; {way_out}"
             ] = len(rivals)
         elif rivals:
             found[ours] = rivals
@@ -259,8 +259,8 @@ def _stacked(columns: list[pd.Series]) -> list[np.ndarray | None]:
         if (odd := column.notna() & values.isna()).any():
             raise InputError(
                 f"column {column.name!r} is to be one number of a vector and holds "
-                f"{column[odd].iloc[0]!r}; a vector is one column of lists, or several "
-                "columns of numbers"
+                f"{column[odd].iloc[0]!r}; a vector is one column of lists, "
+                "or several columns of numbers"
             )
     block = np.column_stack(numbers)
     return [

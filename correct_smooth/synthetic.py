@@ -205,12 +205,12 @@ _LAST = (
     "Jung",
 )  # fmt: skip
 _HOW = (
-    "old red silent last hidden far broken golden quiet lost white small other "
-    "long first"
+    "old red silent last hidden far broken golden "
+    "quiet lost white small other long first"
 ).split()
 _WHAT = (
-    "house river garden letter winter bridge island clock mirror road harbour "
-    "tower summer key door"
+    "house river garden letter winter bridge island clock "
+    "mirror road harbour tower summer key door"
 ).split()
 
 

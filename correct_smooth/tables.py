@@ -184,8 +184,8 @@ def read_csv(
             head = pd.read_csv(file, dtype=str, **_ONLY_EMPTY_IS_MISSING, **kwargs)
         if not isinstance(head.index, pd.RangeIndex):
             raise InputError(
-                f"{where}: its rows have more cells than its header; quote texts "
-                "that hold the separator"
+                f"{where}: its rows have more cells than its header; "
+                "quote texts that hold the separator"
             )
     return head if columns is None else pick(head, columns, where, optional)
 

@@ -86,8 +86,8 @@ def load_tensors(
             ) from error
     if SEAL not in metadata:
         raise InputError(
-            f"{path} was not written by `save_tensors`: it carries no sum of its "
-            "content"
+            f"{path} was not written by `save_tensors`: "
+            "it carries no sum of its content"
         )
     if metadata.pop(SEAL) != _seal(tensors, metadata):
         raise InputError(f"{path} is damaged: its content is not what was written")

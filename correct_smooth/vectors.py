@@ -97,8 +97,8 @@ def _matrix(given: Any, ids: pd.Series) -> sparse.csr_matrix:  # (len(ids), widt
         whole = given if sparse.issparse(given) else np.asarray(given)
         if np.ma.is_masked(given):
             raise InputError(
-                "the matrix of vectors has masked places; fill them, or leave "
-                "their items out"
+                "the matrix of vectors has masked places; fill them, "
+                "or leave their items out"
             )
     if whole.ndim != 2 or whole.dtype.kind not in "fiub":
         found = f"{whole.ndim} dimensions of {whole.dtype}"
@@ -107,8 +107,8 @@ def _matrix(given: Any, ids: pd.Series) -> sparse.csr_matrix:  # (len(ids), widt
         )
     if whole.shape[0] != len(ids):
         raise InputError(
-            f"there are {len(ids)} ids of vectors and {whole.shape[0]} rows; one "
-            "is needed for each"
+            f"there are {len(ids)} ids of vectors and {whole.shape[0]} rows; "
+            "one is needed for each"
         )
     if not whole.shape[1]:
         raise InputError("vectors must have at least one number each, these have none")
@@ -174,8 +174,8 @@ def more_vectors(
     "Vectors of new items behind those known; both must have the same width."
     if known is None and vectors is not None:
         raise InputError(
-            "the items known so far have no vectors, so new ones cannot have "
-            "any; fit again with all"
+            "the items known so far have no vectors, "
+            "so new ones cannot have any; fit again with all"
         )
     if known is None:
         return None
