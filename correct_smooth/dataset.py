@@ -448,9 +448,7 @@ def split(
     liked: float | str | None = None,
     # how everybody rates; None: as the training part tells
     people: Population | None = None,
-) -> tuple[
-    Dataset, Dataset
-]:  # training and held-out part, with the same movies, positions and thresholds
+) -> tuple[Dataset, Dataset]:  # training and held-out part, numbered alike
     "Part the ratings in two, and fix the standard by which both are labelled."
     check_choice("labels", labels, LABEL_RULES)
     whole = index_ratings(data)
