@@ -1,4 +1,4 @@
-"""What a user told us about a few movies, passed on to the movies beside them, without training anything again.
+"""How a user's own ratings correct the model's scores of similar movies, without training anything again.
 
 Docs: https://correct-smooth.github.io/correct_smooth/correct_smooth.html.md"""
 

@@ -1,4 +1,4 @@
-"""All users' ratings in mixed batches, each movie encoded once a batch, stopped before it learns by heart.
+"""How the model is trained: all users together, in mixed batches, and stopped before it overfits.
 
 Docs: https://correct-smooth.github.io/correct_smooth/train.html.md"""
 
@@ -169,9 +169,7 @@ def make_optimizer(
     model: ItemUserModel,
     config: TrainConfig,
     n_ratings: int,  # to train on
-) -> (
-    torch.optim.Optimizer
-):  # shared parameters in the first group, users' in the second
+) -> torch.optim.Optimizer:  # two groups: shared parameters, users' own
     "Adam with the weight decay that suits the number of ratings."
     users = [weight for name, weight in model.named_parameters() if name in USER_TABLES]
     shared = [
