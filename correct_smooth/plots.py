@@ -1,4 +1,4 @@
-"""Who gains, by how much, whether a score can be read as a probability, and who is recommended the hits.
+"""Six pictures of an evaluation: who gains and by how much, whether a score is a probability, and what the lists hold.
 
 Docs: https://correct-smooth.github.io/correct_smooth/plots.html.md"""
 
@@ -25,10 +25,10 @@ def plot_gains(
     x = np.linspace(0, 1, len(gain))
     ax.fill_between(x, gain, where=gain >= 0, color="tab:orange", lw=0, step="mid")
     ax.fill_between(x, gain, where=gain <= 0, color="0.6", lw=0, step="mid")
+    ax.axhline(0, color="0.7", lw=1)
     ax.axhline(gain.mean(), color="k", lw=1, ls="--")
-    ax.annotate(
-        f"mean {gain.mean():+.4f}", (0, gain.mean()), (2, 4), textcoords="offset points"
-    )
+    at = (0, gain.mean()), (4, 4)
+    ax.annotate(f"mean {gain.mean():+.4f}", *at, textcoords="offset points")
     ax.set(xlabel="share of users", ylabel=f"gain in {name}", xlim=(0, 1))
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -39,12 +39,9 @@ def plot_history(groups: pd.DataFrame, ax: Any, name: str = "ROC AUC") -> None:
     x = np.arange(len(groups))
     reach = [groups["delta"] - groups["low"], groups["high"] - groups["delta"]]
     ax.axhline(0, color="0.7", lw=1)
-    ax.errorbar(x, groups["delta"], reach, fmt="o", color="tab:orange")
-    names = [
-        f"{a:.0f}–{b:.0f}"
-        for a, b in zip(groups["fewest"], groups["most"], strict=True)
-    ]
-    ax.set_xticks(x, names, fontsize=8)
+    ax.errorbar(x, groups["delta"], reach, fmt="o", color="tab:orange", capsize=3)
+    ends = zip(groups["fewest"], groups["most"], strict=True)
+    ax.set_xticks(x, [f"{low:.0f}-{high:.0f}" for low, high in ends], fontsize=9)
     ax.set(xlabel="training ratings of a user", ylabel=f"mean gain in {name}")
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -55,19 +52,13 @@ def plot_calibration(
     "Share of liked movies against the score, in bins of equally many pairs."
     ax.plot([0, 1], [0, 1], color="0.8", lw=1)
     bins = min(bins, *map(len, scores.values()))  # none is empty
-    for (name, z), colour in zip(scores.items(), ("0.5", "tab:orange"), strict=False):
-        group = np.minimum(
-            np.argsort(np.argsort(z, kind="stable")) * bins // len(z), bins - 1
-        )
+    styles = ({"fmt": "s--", "color": "0.5"}, {"fmt": "o-", "color": "tab:orange"})
+    for (name, z), style in zip(scores.items(), styles, strict=False):
+        order = np.argsort(np.argsort(z, kind="stable"))
+        group = np.minimum(order * bins // len(z), bins - 1)
         n = np.bincount(group)
-        ax.plot(
-            np.bincount(group, z) / n,
-            np.bincount(group, y) / n,
-            "o-",
-            ms=4,
-            color=colour,
-            label=name,
-        )
+        mean, liked = np.bincount(group, z) / n, np.bincount(group, y) / n
+        ax.plot(mean, liked, style["fmt"], ms=4, color=style["color"], label=name)
     ax.set(xlabel="score", ylabel="share liked", xlim=(0, 1), ylim=(0, 1))
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -78,16 +69,15 @@ def plot_metrics(result: pd.DataFrame, ax: Any) -> None:
     sign = np.where(result.index == "log_loss", -1, 1)
     ends = np.array([sign * result["low"], sign * result["high"]])
     low, high = ends.min(axis=0), ends.max(axis=0)
-    colour = np.where((low > 0) | (high < 0), "tab:orange", "0.6")
+    sure = (low > 0) | (high < 0)
+    colour = np.where(sure, "tab:orange", "0.6")
     at = np.arange(len(result))[::-1]
     ax.axvline(0, color="0.7", lw=1)
     ax.hlines(at, low, high, color=colour)
-    ax.scatter(sign * result["delta"], at, color=colour, zorder=3)
-    names = [
-        "log_loss (turned over)" if name == "log_loss" else name
-        for name in result.index
-    ]
-    ax.set_yticks(at, names)
+    fill = np.where(sure, "tab:orange", "w")
+    ax.scatter(sign * result["delta"], at, facecolor=fill, edgecolor=colour, zorder=3)
+    other = {"log_loss": "log_loss (sign reversed)"}
+    ax.set_yticks(at, [other.get(name, name) for name in result.index])
     ax.set(xlabel="refined minus base, 95% interval")
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -99,6 +89,7 @@ _COLOURS = {
     "watch": "tab:blue",
     "both": "tab:green",
 }
+_DASHES = {"base": "-.", "popular": "-.", "both": "--"}  # `both` may lie on `watch`
 _MORE = ("tab:orange", "tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:pink")
 
 
@@ -110,9 +101,11 @@ def _concentration(
     popularity share alike."""
     _, group = np.unique(-popularity, return_inverse=True)
     movies, given = np.bincount(group), np.bincount(group, amount)
-    return np.append(0, np.cumsum(movies) / movies.sum()), np.append(
-        0, np.cumsum(given) / given.sum()
+    catalogue, amounts = (
+        np.cumsum(movies) / movies.sum(),
+        np.cumsum(given) / given.sum(),
     )
+    return np.append(0, catalogue), np.append(0, amounts)
 
 
 def plot_diversity(
@@ -128,23 +121,14 @@ def plot_diversity(
     }
     ax.plot([0, 1], [0, 1], color="0.8", lw=1)
     if popularity.any():
-        ax.plot(
-            *_concentration(popularity, popularity),
-            ":",
-            color="0.3",
-            lw=1.2,
-            label="ratings",
-        )
+        curve = _concentration(popularity, popularity)
+        ax.plot(*curve, ":", color="0.3", lw=1.2, label="ratings")
     more = cycle(_MORE)
     for name, count in times.items():
-        style = "--" if name == "both" else "-"  # which may lie on `watch`
-        colour = _COLOURS.get(name) or next(more)
+        style, colour = _DASHES.get(name, "-"), _COLOURS.get(name) or next(more)
         ax.plot(*_concentration(count, popularity), style, color=colour, label=name)
-    ax.set(
-        xlabel="share of the catalogue, most popular first",
-        ylabel="share of recommendations",
-    )
-    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    ax.set(xlabel="share of the catalogue, most popular first", xlim=(0, 1))
+    ax.set(ylabel="share of recommendations", ylim=(0, 1.02))
     ax.legend(frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -163,37 +147,27 @@ def plot_lists(
     movies."""
     own = found.xs(metric, level="metric")
     share = 2 ** -facts["novelty"].reindex(own.index)
-    better = (
-        own["over_popular_low"] > 0 if "over_popular_low" in own else own["mean"] < 0
-    )
-    colour = np.where(
-        own.index == "popular", "k", np.where(better, "tab:orange", "0.6")
-    )
-    ax.hlines(
-        share,
-        own["low"].fillna(own["mean"]),
-        own["high"].fillna(own["mean"]),
-        color=colour,
-        lw=2,
-    )
-    ax.scatter(own["mean"], share, color=colour, zorder=3)
+    low, high = own["low"].fillna(own["mean"]), own["high"].fillna(own["mean"])
+    compared = "over_popular_low" in own
+    better = own["over_popular_low"] > 0 if compared else own["mean"] < 0
+    first = own.index == "popular"
+    colour = np.where(first, "k", np.where(better, "tab:orange", "0.5"))
+    fill = np.where(first | better, colour, "w")
+    ax.hlines(share, low, high, color=colour, lw=2)
+    ax.scatter(own["mean"], share, facecolor=fill, edgecolor=colour, zorder=3)
     x, y = own["mean"].to_numpy(), share.to_numpy()
     near = (np.abs(x[:, None] - x) + np.where(np.eye(len(x)), np.inf, 0)).argmin(axis=1)
-    for name, point, up in zip(
-        own.index, zip(x, y, strict=True), y < y[near], strict=True
-    ):
-        # away from the nearest other point
+    upwards = y < y[near]  # away from the nearest other point
+    for name, *point, up in zip(own.index, x, y, upwards, strict=True):
         at, va = ((0, 6), "bottom") if up else ((0, -7), "top")
-        ax.annotate(
-            str(name), point, at, textcoords="offset points", ha="center", va=va
-        )
+        place = {"textcoords": "offset points", "ha": "center", "va": va}
+        ax.annotate(str(name), point, at, **place)
     what = metric.removeprefix("ndcg_")
     ax.set(xlabel=f"NDCG of {what} held-out movies", xlim=(0, None), yscale="log")
-    low, high = share.min() / 1.7, min(share.max() * 1.7, 1)
-    ax.set(
-        ylim=(high, low), ylabel="share of users who have rated\na recommended movie"
-    )
-    ticks = _SHARES[(_SHARES > low) & (_SHARES < high)]
+    least, most = share.min() / 1.7, min(share.max() * 1.7, 1)
+    ax.set(ylim=(most, least))
+    ax.set(ylabel="share of users who have rated\na recommended movie")
+    ticks = _SHARES[(_SHARES > least) & (_SHARES < most)]
     ax.set_yticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
     ax.minorticks_off()
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Hundreds of ways to correct and smooth, judged in one pass over the same scores, on ratings held back from training.
+"""How to choose graph, correction, trust and smoothing: hundreds of settings, judged at once on ratings held back from training.
 
 Docs: https://correct-smooth.github.io/correct_smooth/tuning.html.md"""
 
@@ -44,7 +44,7 @@ def user_auc(
     scores: np.ndarray,  # (settings, n) between 0 and 1
     n_users: int,
 ) -> np.ndarray:  # (settings, n_users), nan for users without both labels
-    "ROC AUC of every user under each of many scorings."
+    "ROC AUC of every user under each of many settings."
     settings = len(scores)
     # a number for each user under each setting
     each = user + n_users * np.arange(settings)[:, None]
@@ -160,7 +160,7 @@ class Bench:
     y: np.ndarray  # (n,) and labels, 0 or 1
 
     def auc(self, scores: np.ndarray) -> np.ndarray:  # (settings, m) from (settings, n)
-        "ROC AUC of every user under each of many scorings."
+        "ROC AUC of every user under each of many settings."
         return user_auc(self.user, self.y, scores, self.Z.shape[1])
 
     def tried(
@@ -268,32 +268,26 @@ def plot_grid(
     x: str,  # a setting
     y: str,  # another
     ax: Any,  # matplotlib's Axes
-) -> None:
+    top: float | None = None,  # gain with the darkest colour; None: the largest here
+) -> Any:  # what a colour bar needs
     "Best gain for each pair of values, as a heat map."
     best_of = table.pivot_table(index=y, columns=x, values="gain", aggfunc="max")
     gain = best_of.to_numpy(np.float64)
-    top = max(np.nanmax(np.abs(gain)), 1e-6)
-    ax.imshow(gain, cmap="PuOr_r", vmin=-top, vmax=top, origin="lower", aspect="auto")
+    top = top or max(np.nanmax(np.abs(gain)), 1e-6)
+    colours = {"cmap": "PuOr_r", "vmin": -top, "vmax": top}
+    drawn = ax.imshow(gain, **colours, origin="lower", aspect="auto")
     for i, j in np.argwhere(np.isfinite(gain)):
         ink = "w" if abs(gain[i, j]) > 0.6 * top else "k"
-        ax.text(
-            j,
-            i,
-            f"{1000 * gain[i, j]:+.1f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=ink,
-        )
+        place = {"ha": "center", "va": "center", "fontsize": 9}
+        ax.text(j, i, f"{1000 * gain[i, j]:+.1f}", color=ink, **place)
     for values, set_ticks in (
         (best_of.columns, ax.set_xticks),
         (best_of.index, ax.set_yticks),
     ):
-        set_ticks(
-            range(len(values)),
-            [value if isinstance(value, str) else f"{value:g}" for value in values],
-        )
+        names = [value if isinstance(value, str) else f"{value:g}" for value in values]
+        set_ticks(range(len(values)), names)
     ax.set(xlabel=x, ylabel=y)
+    return drawn
 
 # %% ../nbs/07d_tuning.ipynb #u02
 @dataclass(frozen=True)
