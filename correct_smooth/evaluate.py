@@ -1,4 +1,4 @@
-"""Every metric for every user at once, base beside refined, with an interval around each difference and a reading of it in words.
+"""Nine metrics for every user, base scores beside refined ones, with an interval around each difference and an explanation in words.
 
 Docs: https://correct-smooth.github.io/correct_smooth/evaluate.html.md"""
 
@@ -128,9 +128,7 @@ def user_metrics(
     y: np.ndarray,  # (n,) labels, 0 or 1
     z: np.ndarray,  # (n,) scores between 0 and 1
     n_users: int,
-) -> (
-    pd.DataFrame
-):  # n_users rows, a column a metric; all nan for users without both labels
+) -> pd.DataFrame:  # n_users rows, a column a metric; nan without both labels
     "Each user's metrics over their own pairs; equal to scikit-learn's, user by user."
     user, y, z = map(np.asarray, (user, y, z))
     for name, values in (("user", user), ("y", y), ("z", z)):
@@ -171,9 +169,7 @@ def mean_interval(
     values: np.ndarray,  # (n_users, columns), for instance a metric's differences
     resamples: int = 2000,  # of the users, where they are at most `BOOTSTRAP_USERS`
     seed: int = 0,  # of the resamples
-) -> (
-    np.ndarray
-):  # (2, columns) low and high ends, nan where there are fewer than two users
+) -> np.ndarray:  # (2, columns) low and high ends, nan with fewer than two users
     "95% interval of each column's mean over users."
     n = len(values)
     if n < 2:
@@ -194,9 +190,7 @@ def compare(
     refined: pd.DataFrame,  # of the refined scores, same users
     resamples: int = 2000,  # of the users, where they are at most `BOOTSTRAP_USERS`
     seed: int = 0,  # of the resamples
-) -> (
-    pd.DataFrame
-):  # a row a metric: base, refined, delta, low, high, p_value, better, same, worse
+) -> pd.DataFrame:  # base, refined, delta, low, high, p_value, better, same, worse
     """Mean metrics before and after, and the paired difference with its 95% interval
     over users."""
     before, after = base.dropna(), refined.dropna()
@@ -273,8 +267,8 @@ def reading_guide(
         )
     else:
         sentences.append(
-            "ROC AUC is flat: no difference can be told from chance, so the graph "
-            "seems to hold no signal beyond the features in the model."
+            "ROC AUC is flat: the difference is not significant, so the graph seems "
+            "to hold no signal beyond the features in the model."
         )
     if "precision" in up and "recall" in down:
         sentences.append(
@@ -344,9 +338,7 @@ def diversity(
     lists: np.ndarray,
     popularity: np.ndarray,  # (n_items,) training ratings of each movie
     n_users: int = 0,  # in training; 0: novelty is not looked at
-) -> dict[
-    str, float
-]:  # coverage, popularity, catalogue, percentile, overlap, unrated, novelty
+) -> dict[str, float]:  # the facts of the table, and novelty
     """How the recommendations to many users spread over the catalogue; `overlap` of a
     single list is nan."""
     lists, popularity = np.asarray(lists), np.asarray(popularity)
