@@ -1,4 +1,4 @@
-"""Ten movies of all that a user has not seen: how many of those they went on to watch, and to like, are among them?
+"""Ten movies that a user has not seen: how many of the movies they went on to watch and to like are among them?
 
 Docs: https://correct-smooth.github.io/correct_smooth/lists.html.md"""
 
@@ -120,9 +120,7 @@ def list_table(
     item: np.ndarray,  # (k,) position of its item
     y: np.ndarray,  # (k,) its label, 1 if liked
     n_items: int,
-) -> (
-    pd.DataFrame
-):  # m rows: user_id, n_liked, n_watched, then each ordering's, as like_ndcg_liked
+) -> pd.DataFrame:  # user_id, n_liked, n_watched, then such as like_ndcg_liked
     """Each user's metrics for the lists of several orderings; nan where nothing is
     relevant."""
     row, item, liked = _checked(users, user, item, y, n_items)
@@ -209,9 +207,7 @@ def list_summary(
 def list_result(
     judged: Evaluation,  # with `lists`, and with `list_users` or without
     seed: int = 0,  # of the bootstrap
-) -> dict[
-    str, dict[str, Any]
-]:  # ordering -> facts, metrics, ci95, over; plain numbers throughout
+) -> dict[str, dict[str, Any]]:  # ordering -> facts, metrics, ci95, over
     "All that is known of each ordering's lists: `diversity` and `list_summary` in one."
     told: dict[str, dict[str, Any]] = {
         str(name): {str(fact): float(value) for fact, value in facts.items()}
