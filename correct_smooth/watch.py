@@ -1,4 +1,4 @@
-"""A second score, from what people watch together, smoothed to movies that nobody has rated yet.
+"""A second score, learned from what people watch together, which also covers movies that nobody has rated yet.
 
 Docs: https://correct-smooth.github.io/correct_smooth/watch.html.md"""
 
@@ -77,9 +77,7 @@ _Total = Callable[[np.ndarray], np.ndarray]
 def user_weights(
     M: sparse.csc_matrix,  # (n_items, n_users)
     total: _Total = np.asarray,
-) -> tuple[
-    np.ndarray, float
-]:  # d, (n_users,) float64; and how many users there are in all
+) -> tuple[np.ndarray, float]:  # d, (n_users,) float64; the number of users
     "How much each user says: n^-1/2, of mean 1; users without ratings say nothing."
     n = np.diff(M.indptr)
     weight = np.where(n > 0, 1 / np.sqrt(np.maximum(n, 1)), 0.0)
@@ -128,9 +126,8 @@ def inverse_in_place(
     own = np.diag(K).copy()
     # upper half there, lower half here
     root, failed = lapack.spotrf(K.T, lower=0, overwrite_a=True)
-    if (
-        failed or not (np.diag(root) ** 2 > 1e-5 * own).all()
-    ):  # a row that the rows before nearly make up
+    # a row that is nearly a mixture of the rows before
+    if failed or not (np.diag(root) ** 2 > 1e-5 * own).all():
         raise InputError(
             "weights between items would be lost in rounding (32 bits); raise "
             "the penalty"
@@ -233,9 +230,7 @@ def largest_weights(
     columns: _Columns,  # of B
     count: np.ndarray,  # (n_items,) how many watched each movie
     keep: int,  # weights to keep in all; of equal ones the first
-) -> (
-    sparse.csr_matrix
-):  # B, (n_items, n_items) float32, row i: what having watched i adds to each movie
+) -> sparse.csr_matrix:  # B, row i: what having watched i adds to each movie
     "The largest weights anywhere, each by how much it moves and how often."
     often, least = (
         np.sqrt(count).astype(np.float32),
@@ -250,9 +245,8 @@ def largest_weights(
             least = max(nothing, np.partition(size, -keep, axis=None)[-keep])
         i, j = np.divmod(np.flatnonzero(size >= least), len(at))
         parts.append([rows[i].astype(np.int32), at[j].astype(np.int32), B[i, j]])
-        if (
-            sum(len(row) for row, _, _ in parts) > 2 * keep
-        ):  # now and then, for it takes time
+        # now and then, for it takes time
+        if sum(len(row) for row, _, _ in parts) > 2 * keep:
             found, reached = _largest(parts, often, keep)
             parts, least = [found], max(least, reached)
     row, column, value = _largest(parts, often, keep)[0]
