@@ -1,4 +1,4 @@
-"""Scores of whatever model you have, corrected and smoothed over a graph of your items: one call, and nothing is trained.
+"""How to correct and smooth the scores of your own model over a graph of your items: one call, without training.
 
 Docs: https://correct-smooth.github.io/correct_smooth/any_model.html.md"""
 
@@ -222,9 +222,8 @@ def as_labels(
     labels: Any,  # in one of the four forms
     users: pd.Index,
     items: pd.Index,
-    liked: float
-    | Literal["mean"]
-    | None = None,  # a rating, or each user's mean; None: labels are from 0 to 1
+    # a rating, or each user's mean; None: labels are from 0 to 1
+    liked: float | Literal["mean"] | None = None,
 ) -> sparse.csc_matrix:  # Y, (n_items, n_users)
     """Labels as `refine` takes them; raises `InputError` for users or items that have
     no scores."""
@@ -336,9 +335,7 @@ def refined_blocks(
     settings: Refinement = CorrectAndSmooth(),
     unit: Unit = "probability",
     megabytes: float = 16,  # for the scores of a block
-) -> Iterator[
-    tuple[slice, np.ndarray]
-]:  # which users, and their scores, (m, n_items) float32
+) -> Iterator[tuple[slice, np.ndarray]]:  # users, and their scores, (m, n_items)
     "Refined scores, a block of users at a time: no more than that is ever in memory."
     if not sparse.issparse(labels):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Mistakes spread over the whole graph, then labels: Correct-and-Smooth as it was published, equal to PyTorch Geometric's.
+"""Correct-and-Smooth as it was published: residuals, then labels, spread over the whole graph. The results are those of PyTorch Geometric.
 
 Docs: https://correct-smooth.github.io/correct_smooth/diffusion.html.md"""
 

@@ -1,4 +1,4 @@
-"""A function of one user's labels and scores, handed in by name, is averaged, compared and given an interval like all others.
+"""How to add your own metric: a function of one user's labels and scores, which is then averaged and compared like all others.
 
 Docs: https://correct-smooth.github.io/correct_smooth/own_metrics.html.md"""
 
@@ -16,9 +16,8 @@ import pandas as pd
 from .checks import InputError
 
 # %% ../nbs/06c_own_metrics.ipynb #m007
-Metric = Callable[
-    [np.ndarray, np.ndarray], float
-]  # labels and scores of one user -> a number, more is better
+# labels and scores of one user -> a number, more is better
+Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def check_metrics(
@@ -55,7 +54,7 @@ def own_metrics(
     z: np.ndarray,  # (n,) scores between 0 and 1
     n_users: int,
     metrics: Mapping[str, Metric],
-) -> pd.DataFrame:  # n_users rows, a column a metric; nan for users without both labels
+) -> pd.DataFrame:  # n_users rows, a column a metric; nan without both labels
     "Each user's own metrics; raises `InputError` where one is no finite number."
     order = np.argsort(user, kind="stable")
     ends = np.cumsum(np.bincount(user, minlength=n_users))

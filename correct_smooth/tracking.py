@@ -1,4 +1,4 @@
-"""Losses and ROC AUC after each epoch, in a log, in a tracker, or in a list.
+"""How to follow a training: losses and ROC AUC after each epoch, in a log, a tracker or a list.
 
 Docs: https://correct-smooth.github.io/correct_smooth/tracking.html.md"""
 

@@ -1,4 +1,4 @@
-"""Folds dealt at random, by time or as you please; every setting on every fold; and one table that says which difference is more than chance.
+"""Cross-validation for a few settings, on folds at random, by time or of your own, with an interval around each difference.
 
 Docs: https://correct-smooth.github.io/correct_smooth/validation.html.md"""
 
@@ -77,9 +77,7 @@ def k_folds(
     data: Dataset,
     k: int = 5,
     seed: int = 0,
-) -> (
-    np.ndarray
-):  # (k, n) True where the fold holds a rating back; each rating in one of them
+) -> np.ndarray:  # (k, n) True where the fold holds a rating back, once each
     "Deal each user's ratings into k folds."
     check_number("folds", k, 2, whole=True)
     order = np.lexsort((generator(seed).random(len(data)), data.user))
@@ -118,9 +116,7 @@ def folds_of(
     data: MovieData | Dataset,
     folds: int | Iterable[Any] = 5,  # how many, or marks, or pairs of positions
     seed: int = 0,
-) -> list[
-    tuple[Dataset, np.ndarray]
-]:  # for each fold its ratings, and which of them are held back
+) -> list[tuple[Dataset, np.ndarray]]:  # ratings of a fold, and which are held back
     "Folds as they are, or dealt; raises `InputError` for what is none."
     numbered = index_ratings(data)
     if isinstance(folds, (int, np.integer)) and not isinstance(folds, bool):
@@ -175,11 +171,9 @@ def _refitted(
 class CrossValidation:
     "Settings judged on every fold."
 
-    folds: (
-        pd.DataFrame
-        # a row for each setting and fold: settings, fold, users, skipped, epochs,
-        # base_*, refined_*
-    )
+    # a row for each setting and fold: settings, fold, users, skipped, epochs,
+    # base_*, refined_*
+    folds: pd.DataFrame
     # settings, user_id, then means over folds: base_*, refined_* and list_*
     users: pd.DataFrame
 
