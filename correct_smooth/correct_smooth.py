@@ -49,8 +49,7 @@ def label_matrix(
     y: np.ndarray,  # (n,) labels, or targets between 0 and 1
     shape: tuple[int, int],  # (n_items, n_users)
 ) -> sparse.csc_matrix:  # Y, stored zeros are labels too
-    """Labels as a sparse matrix with users as columns; raises `InputError` for a cell
-    that is given twice."""
+    "Labels as a sparse matrix, users as columns; an error for a cell given twice."
     y = as_floats("y", y, shape=(np.size(y),))
     user, item = (
         as_positions("user", user, shape[1], y.shape),
@@ -174,8 +173,7 @@ def trust(
 # %% ../nbs/05_correct_smooth.ipynb #ra11
 @dataclass(frozen=True, eq=False)
 class Operators:
-    """A graph in the forms that correcting and smoothing need, each made when it is
-    first read."""
+    "A graph in the forms that refinements need, each made when first read."
 
     A: sparse.csr_matrix  # (n_items, n_items) similarities
     shape: tuple[int, int] = field(init=False, repr=False)
@@ -212,8 +210,7 @@ class Operators:
 
 # %% ../nbs/05_correct_smooth.ipynb #ra14
 class Refinement:
-    """A correction, trusted in part, then smoothing. Inherit from it for a rule of your
-    own."""
+    "A correction times trust, then smoothing. Subclass it for your own rule."
 
     # trust in the correction of a user with many labels; above 1 makes it larger
     alpha: float
@@ -235,8 +232,7 @@ class Refinement:
         return self.T <= 1
 
     def neighbourhood(self, graph: Operators) -> tuple[sparse.csr_matrix, float]:
-        """Weights of the items whose residuals are averaged, and the shrinkage of that
-        average."""
+        "Weights of the items to average residuals over, and the shrinkage."
         raise NotImplementedError(f"{type(self).__name__} names no neighbourhood")
 
     def correction(
@@ -248,8 +244,7 @@ class Refinement:
     def arrivals(
         self, s: sparse.csr_matrix, labelled: np.ndarray, graph: Operators
     ) -> np.ndarray:
-        """How much of each labelled item's residual arrives in items weighted by s, (1,
-        n_items)."""
+        "How much of each labelled item's residual arrives in items weighted by s."
         weights, shrinkage = self.neighbourhood(graph)
         weights = weights[s.indices][:, labelled]
         total = np.asarray(weights.sum(axis=1)).ravel() + shrinkage
@@ -271,8 +266,7 @@ RULES = get_args(Rule)
 
 @dataclass(frozen=True)
 class CorrectAndSmooth(Refinement):
-    """Scores corrected by the residuals of labelled neighbours, or of the item alone;
-    then smoothed."""
+    "Correct by residuals of labelled neighbours or the item alone, then smooth."
 
     rule: Rule = "neighbours"
     # trust in the correction of a user with many labels; above 1 makes it larger
@@ -364,8 +358,7 @@ def neighbour_sums(
     known: sparse.csc_matrix,  # (n_items, m) values, such as the residual
     weights: sparse.csr_matrix,  # (n_items, n_items)
 ) -> tuple[np.ndarray, np.ndarray]:  # (nnz of asked,) float32 each
-    """Weighted sum of what is known among each cell's neighbours, and the sum of these
-    weights."""
+    "For each cell, the weighted sum over known neighbours, and of weights."
     by_user, by_row = ((M.indptr, M.indices, M.data) for M in (known, weights))
     # enough to share out evenly, few enough that their arrays cost nothing
     parts = min(asked.shape[1], 64)
@@ -418,9 +411,7 @@ def pair_blocks(
     # scores to compute for a user of whom so many are asked for
     cost: Callable[[float], int],
     megabytes: float = 16,  # for the scores of one block
-) -> Iterator[
-    tuple[np.ndarray, np.ndarray, sparse.csc_matrix]
-]:  # users, their pairs, and these as cells
+) -> Iterator[tuple[np.ndarray, np.ndarray, sparse.csc_matrix]]:  # users, pairs, cells
     "Pairs as cells asked for, a block of users at a time."
     item = as_positions("item", item, n_items, np.shape(user))
     order = np.argsort(user, kind="stable")
@@ -454,8 +445,7 @@ class Scorer:
     def blocks(
         self, users: np.ndarray, megabytes: float = 16
     ) -> Iterator[tuple[slice, *_Scores]]:
-        """For a slice of the users at a time: which, and base and refined scores,
-        (n_items, m) each."""
+        "For some users at a time: which, and base and refined scores (n_items, m)."
         users = as_positions("users", users, self.labels.shape[1])
         for at in user_blocks(len(users), self.labels.shape[0], megabytes):
             Z = self.model.block(users[at])

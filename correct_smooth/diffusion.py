@@ -46,8 +46,7 @@ def propagate(
     # applied after each step, such as a clamp
     post: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:  # (n_items, m)
-    """Spread over a graph with a pull back to the start (Zhou et al. 2004; Huang et al.
-    2020, eq. 3)."""
+    "Spread over a graph with a pull back to the start (Huang et al., eq. 3)."
     X = X0
     for _ in range(steps):
         X = np.float32(share) * (S @ X) + np.float32(1 - share) * X0
@@ -70,8 +69,7 @@ def rescale(
     E: sparse.csc_matrix,  # (n_items, m) what it was spread from
     scale: Scale,
 ) -> np.ndarray:  # (n_items, m)
-    """Bring a spread residual back to the size of the errors seen (Huang et al. 2020,
-    section 2.2)."""
+    "Scale a spread residual to the size of the errors seen (Huang et al., 2.2)."
     check_choice("scale", scale, SCALES)
     if scale == "fixed":
         return R
@@ -148,8 +146,7 @@ def spread_back(
     spread: float,  # share taken from the neighbours in a step
     steps: int,
 ) -> np.ndarray:  # g, (n,)
-    """How much of each label's residual `spread_residual` brings to weighted items, at
-    a fixed scale."""
+    "Share of each label's residual that reaches weighted items, fixed scale."
     g, back = s.astype(np.float64), S.T.tocsr()
     arrived = np.zeros(len(labelled))
     for _ in range(steps):

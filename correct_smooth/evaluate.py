@@ -71,9 +71,7 @@ _TINY = np.finfo(np.float64).eps
 def _level_metrics(
     y: np.ndarray,  # (n,) bool, liked or not; some are
     z: np.ndarray,  # (n,) float64 scores
-) -> tuple[
-    float, float, float, float, float
-]:  # accuracy, precision, recall, F1, log loss
+) -> tuple[float, float, float, float, float]:  # accuracy to log loss
     "One user's metrics that depend on the level of the scores."
     n, liked, right, called, hits, surprise = len(y), y.sum(), 0, 0, 0, 0.0
     for i in range(n):
@@ -191,8 +189,7 @@ def compare(
     resamples: int = 2000,  # of the users, where they are at most `BOOTSTRAP_USERS`
     seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:  # base, refined, delta, low, high, p_value, better, same, worse
-    """Mean metrics before and after, and the paired difference with its 95% interval
-    over users."""
+    "Mean metrics before and after, and the difference with its 95% interval."
     before, after = base.dropna(), refined.dropna()
     if not len(before) or not before.index.equals(after.index):
         raise InputError(
@@ -289,8 +286,7 @@ def reading_guide(
 
 # %% ../nbs/06_evaluate.ipynb #c044
 def check_lists(lists: np.ndarray, n_items: int) -> None:
-    """Raise `InputError` for lists that make no sense, naming the first movie that is
-    wrong."""
+    "Raise `InputError` for invalid lists, naming the first wrong movie."
     if lists.ndim != 2 or not np.issubdtype(lists.dtype, np.integer):
         raise InputError(
             "lists must be a table of whole numbers, a row a user; got "
@@ -339,8 +335,7 @@ def diversity(
     popularity: np.ndarray,  # (n_items,) training ratings of each movie
     n_users: int = 0,  # in training; 0: novelty is not looked at
 ) -> dict[str, float]:  # the facts of the table, and novelty
-    """How the recommendations to many users spread over the catalogue; `overlap` of a
-    single list is nan."""
+    "How recommendations spread over the catalogue; `overlap` of one list is nan."
     lists, popularity = np.asarray(lists), np.asarray(popularity)
     times = times_recommended(lists, popularity)
     held = lists >= 0
@@ -369,8 +364,7 @@ def user_table(
     n_train: pd.Series,  # user_id -> training ratings
     metrics: Mapping[str, Metric] | None = None,  # of your own, by name
 ) -> pd.DataFrame:  # user_id, n_train, n_test, then base_ and refined_ of each metric
-    """Metrics of each user before and after; nan where all held-out movies are liked,
-    or none."""
+    "Metrics of each user before and after; nan without both labels."
     user, ids = pd.factorize(predictions["user_id"], sort=True)
     label, mine = predictions["label"].to_numpy(), check_metrics(metrics, METRICS)
     tables = []
@@ -405,8 +399,7 @@ class Evaluation:
         return self.users[f"{which}_{name}"]
 
     def by_history(self, name: str = "roc_auc") -> pd.DataFrame:
-        """Mean gain of users with few and with many training ratings; see
-        `gain_by_history`."""
+        "Mean gain by number of training ratings; see `gain_by_history`."
         return gain_by_history(
             self.metric("base", name),
             self.metric("refined", name),
@@ -414,8 +407,7 @@ class Evaluation:
         )
 
     def diversity(self) -> pd.DataFrame:  # a row an ordering
-        """How the recommendations spread over the catalogue; see the function of that
-        name."""
+        "How recommendations spread over the catalogue; see `diversity`."
         facts = {
             o: diversity(lists, self.popularity, self.n_users)
             for o, lists in self.lists.items()
@@ -428,8 +420,7 @@ def evaluation(
     users: pd.DataFrame,  # from `user_table`
     seed: int = 0,  # of the bootstrap
 ) -> Evaluation:
-    """Compare users before and after; those who cannot be judged are counted and left
-    out."""
+    "Compare users before and after; those without both labels are left out."
     if users.empty:
         raise InputError("there are no held-out ratings to evaluate on")
     judged = users["base_roc_auc"].notna()

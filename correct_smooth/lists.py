@@ -57,8 +57,7 @@ def popular_lists(
     seen: sparse.csc_matrix,
     n: int = 10,
 ) -> np.ndarray:  # (m, n) items, best first; -1 where none is left
-    """The most popular items that each user has not seen; of equals the first of the
-    catalogue."""
+    "The most popular items that each user has not seen."
     exclude_mask = np.zeros(len(popularity), bool)
     step = max(1, 4_000_000 // max(len(popularity), 1))  # users at a time
     scores = np.asarray(popularity, np.float32)[:, None]
@@ -74,8 +73,7 @@ def popular_lists(
 def _checked(
     users: Any, user: Any, item: Any, y: Any, n_items: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row of each held-out rating's user, -1 for one without a list; its item; whether
-    it is liked."""
+    "Row of each rating's user (-1: no list), its item, and whether it is liked."
     owner, user = (pd.Index(ids, tupleize_cols=False) for ids in (users, user))
     item, y = np.asarray(item), np.asarray(y)
     if not len(user) == len(item) == len(y):
@@ -121,8 +119,7 @@ def list_table(
     y: np.ndarray,  # (k,) its label, 1 if liked
     n_items: int,
 ) -> pd.DataFrame:  # user_id, n_liked, n_watched, then such as like_ndcg_liked
-    """Each user's metrics for the lists of several orderings; nan where nothing is
-    relevant."""
+    "Each user's list metrics for several orderings; nan if nothing is relevant."
     row, item, liked = _checked(users, user, item, y, n_items)
     columns: dict[str, Any] = {"user_id": users}
     found: dict[str, pd.Series] = {}
@@ -153,8 +150,7 @@ def orderings_of(table: pd.DataFrame) -> list[str]:
 def _rows(
     table: pd.DataFrame, metric: str, against: list[str], seed: int
 ) -> list[dict[str, Any]]:
-    """One metric of all orderings: means, intervals and differences, all over the same
-    users."""
+    "One metric of all orderings, over the same users."
     names = orderings_of(table)
     values = (
         table[[f"{name}_{metric}" for name in names]].dropna().set_axis(names, axis=1)
@@ -193,8 +189,7 @@ def list_summary(
     # by ordering and metric: users, skipped, mean, low, high, then over_popular and so
     # on
 ) -> pd.DataFrame:
-    """Mean of each metric with its 95% interval over users, and the paired difference
-    to other orderings."""
+    "Means with 95% intervals, and paired differences to other orderings."
     names = orderings_of(table)
     if not names:
         raise InputError("the table judges no lists; give what `list_table` returns")

@@ -23,8 +23,7 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 def check_metrics(
     metrics: Mapping[str, Metric] | None, taken: tuple[str, ...] = ()
 ) -> dict[str, Metric]:
-    """Metrics by name; raises `InputError` for what is no function, or has a name that
-    is taken."""
+    "Metrics by name; raises `InputError` for a wrong one or a taken name."
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):

@@ -34,8 +34,7 @@ def plot_gains(
 
 # %% ../nbs/06a_plots.ipynb #c009
 def plot_history(groups: pd.DataFrame, ax: Any, name: str = "ROC AUC") -> None:
-    """Mean gain by number of training ratings, with 95% intervals; from
-    `gain_by_history`."""
+    "Mean gain by number of training ratings, from `gain_by_history`."
     x = np.arange(len(groups))
     reach = [groups["delta"] - groups["low"], groups["high"] - groups["delta"]]
     ax.axhline(0, color="0.7", lw=1)
@@ -97,14 +96,11 @@ def _concentration(
     amount: np.ndarray,  # (n_items,) of what is shared out among movies
     popularity: np.ndarray,  # (n_items,)
 ) -> tuple[np.ndarray, np.ndarray]:  # share of the catalogue, share of the amount
-    """Share that goes to the most popular movies, from none of them to all; equals in
-    popularity share alike."""
+    "Cumulative share of the most popular movies; equal popularity counts alike."
     _, group = np.unique(-popularity, return_inverse=True)
     movies, given = np.bincount(group), np.bincount(group, amount)
-    catalogue, amounts = (
-        np.cumsum(movies) / movies.sum(),
-        np.cumsum(given) / given.sum(),
-    )
+    catalogue = np.cumsum(movies) / movies.sum()
+    amounts = np.cumsum(given) / given.sum()
     return np.append(0, catalogue), np.append(0, amounts)
 
 
@@ -143,8 +139,7 @@ def plot_lists(
     ax: Any,  # matplotlib's Axes
     metric: str = "ndcg_liked",
 ) -> None:
-    """What is found on the lists of each ordering, against how many users know their
-    movies."""
+    "What is found on each ordering's lists, and how many know their movies."
     own = found.xs(metric, level="metric")
     share = 2 ** -facts["novelty"].reindex(own.index)
     low, high = own["low"].fillna(own["mean"]), own["high"].fillna(own["mean"])

@@ -35,8 +35,7 @@ def check_callbacks(callbacks: Any) -> None:
 
 # %% ../nbs/07l_tracking.ipynb #w005
 def epoch_metrics(training: Training) -> dict[str, float]:
-    """Seed, epoch, train_loss; with validation ratings also valid_loss and
-    valid_roc_auc. Numbers throughout."""
+    "Numbers of an epoch: seed, losses and, with validation ratings, ROC AUC."
     losses, valid = training.history[-1], training.valid
     found: dict[str, float] = {
         "seed": training.seed,

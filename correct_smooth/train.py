@@ -186,8 +186,7 @@ def make_optimizer(
 
 
 def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Those of the encoder are made anew at each step, those of the users added up in
-    place."""
+    "Encoder gradients are made anew at each step, user gradients set to 0."
     shared, users = (group["params"] for group in optimizer.param_groups)
     for weight in shared:
         weight.grad = None
@@ -317,8 +316,7 @@ class Training:
         self.optimizer = make_optimizer(self.model, self.config, n_ratings)
 
     def losses(self) -> tuple[float, float]:  # nan where there is no validation
-        """Train for one epoch; mean losses on the ratings learned from, and on those
-        held back."""
+        "Train for one epoch; mean losses on training and on held-out ratings."
         steps = batches(self.pairs.item, self.step, self.rng)
         return self.epoch_loss(steps) / len(self.pairs), self.valid_loss() / max(
             len(self.valid or ()), 1
@@ -389,8 +387,7 @@ WORTH_SHARING = 32_768  # ratings a step, from which on a second thread pays
 
 @contextmanager
 def _surroundings(seed: int, device: str, step: int) -> Iterator[None]:
-    """Random numbers from the seed and threads to suit the steps; afterwards all is as
-    it was."""
+    "Seeded random numbers and a fitting number of threads, for a while."
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
         torch.manual_seed(seed)
@@ -450,8 +447,7 @@ def train(
     # of the last columns of X, made of `pairs`; None: there are none
     audience: AudienceConfig | None = None,
 ) -> Trained:
-    """Train on all users at once, with early stopping where there are validation
-    ratings."""
+    "Train on all users; stop early if there are validation ratings."
     check_device(config)
     if not len(pairs):
         raise InputError("there are no ratings to train on")

@@ -118,8 +118,7 @@ class Grid:
     def corrections(
         self, usual: Refinement = Diffusion()
     ) -> "Iterator[CorrectAndSmooth | Diffusion]":
-        """Settings that need a correction of their own; what the grid does not name of
-        a diffusion, as usual."""
+        "Settings that need a correction of their own; all else as in `usual`."
         yield from (
             CorrectAndSmooth(shrinkage=shrinkage) for shrinkage in self.shrinkage
         )
@@ -195,9 +194,7 @@ def trials(
     usual: Refinement = CorrectAndSmooth(),  # for what the grid does not name
     max_users: int = 1000,
     seed: int = 0,  # of the sample of users
-) -> tuple[
-    pd.DataFrame, np.ndarray, np.ndarray
-]:  # settings; their ROC AUC (settings, m); that of base (m,)
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # settings, ROC AUC, and of base
     "Every setting on every graph, judged by every user."
     check_number("max_users", max_users, 1, whole=True)
     if not graphs:
@@ -229,8 +226,7 @@ def judge(
     auc: np.ndarray,  # (settings, m) ROC AUC of every user
     base: np.ndarray,  # (m,) and before
 ) -> pd.DataFrame:  # settings, graph, roc_auc, gain, se, low
-    """Settings with their mean over users, gain, its standard error and the low end of
-    its interval."""
+    "Settings with mean, gain, its standard error and low end over users."
     can_be = np.isfinite(base)
     if not can_be.any():
         raise InputError(
@@ -292,8 +288,7 @@ def plot_grid(
 # %% ../nbs/07d_tuning.ipynb #u02
 @dataclass(frozen=True)
 class ListGrid:
-    """Watch scores to try: each penalty with each share of the neighbours and each
-    weight of liking."""
+    "Watch scores to try: each penalty with each beta and liking."
 
     penalty: tuple[float, ...] = (3, 6, 12)
     beta: tuple[float, ...] = (0, 0.2, 0.35, 0.5)
@@ -331,9 +326,7 @@ def list_trials(
     usual: WatchConfig = WatchConfig(),
     max_users: int = 1000,
     seed: int = 0,  # of the sample of users
-) -> tuple[
-    pd.DataFrame, np.ndarray
-]:  # (k,) settings, and NDCG@10 (2 k, m): of liked, then of watched movies
+) -> tuple[pd.DataFrame, np.ndarray]:  # k settings, (2 k, m) NDCG@10: liked, watched
     "Top tens under every setting, judged by every user's validation ratings."
     users = np.sort(generator(seed).permutation(np.unique(valid.user))[:max_users])
     shape = len(users), scorer.labels.shape[0]
@@ -381,8 +374,7 @@ def judge_lists(
     settings: pd.DataFrame,  # (k,) as `list_trials` has them, the usual ones first
     ndcg: np.ndarray,  # (2 k, m), likewise
 ) -> pd.DataFrame:  # settings, ndcg_liked, ndcg_watched, gain, se, low
-    """Settings with both means, and the gain of their middle over the usual settings,
-    by user."""
+    "Settings with both means, and the gain of their average by user."
     liked, watched = np.split(ndcg, 2)
     both = (liked + watched) / 2
     more = (both - both[0])[:, np.isfinite(both[0])]

@@ -191,8 +191,7 @@ def many_users_weights(
     head: int = WatchConfig.head,
     total: _Total = np.asarray,
 ) -> _Columns:
-    """B, some columns at a time, by an inverse of movies by movies, of the most watched
-    ones."""
+    "B, some columns at a time, by an inverse of the most watched movies."
     rows, count = sparse.csr_matrix(M), total(_counts(M))
     order = np.argsort(-count, kind="stable")[: np.count_nonzero(count)]
     first, rest = order[:head], order[head:]
@@ -214,8 +213,7 @@ def many_users_weights(
 def _largest(
     parts: list[list[np.ndarray]], often: np.ndarray, keep: int
 ) -> tuple[list[np.ndarray], np.float32]:
-    """The largest of some weights, in the order they came, and the least size among
-    them."""
+    "The largest weights, in the order they came, and the least size among them."
     row, column, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     size = np.abs(value) * often[row]
     if len(size) <= keep:
@@ -260,8 +258,7 @@ def item_weights(
     # where M is of a part of the users; None: it is of all of them
     total: _Total | None = None,
 ) -> sparse.csr_matrix:  # B, (n_items, n_items)
-    """How much having watched one movie speaks for watching another, by whichever way
-    is shorter."""
+    "How much having watched one movie speaks for watching another."
     d, users = user_weights(M, total or np.asarray)
     count = (total or np.asarray)(_counts(M))
     penalty = config.penalty * np.sqrt(max(users, 1))
@@ -278,8 +275,7 @@ def filling(
     known: np.ndarray,  # (n_items,) True where somebody has rated the movie
     config: WatchConfig = WatchConfig(),
 ) -> sparse.csr_matrix:  # (n_items, n_items): what each movie's score takes from which
-    """Smoothing normalised by what is known, as one matrix; rows without any knowledge
-    are empty."""
+    "Smoothing normalised by what is known; rows without knowledge are empty."
     k = known.astype(np.float32)
     taken = sparse.identity(len(k), format="csr") * (1 - config.beta) + S * config.beta
     taken = sparse.csr_matrix(taken @ sparse.diags(k))
@@ -418,8 +414,7 @@ def list_score(
     P: np.ndarray,  # of the same shape: refined scores, between 0 and 1
     liking: float = WatchConfig.liking,  # g
 ) -> np.ndarray:
-    """What a list is ordered by: what will be watched, times how much of it will be
-    liked; never above Q."""
+    "What a list is ordered by: Q times P to the power g, never above Q."
     Q, P = as_floats("Q", Q), as_floats("P", P, 0, 1, np.shape(Q))
     score = P ** np.float32(liking)
     score *= Q
@@ -431,8 +426,7 @@ def discount(
     count: np.ndarray,  # (n_items,) how many have watched each movie
     novelty: float = WatchConfig.novelty,  # nu
 ) -> np.ndarray:  # (n_items,) float32, at most 1
-    """What positive scores are multiplied by, less than 1 for movies that are more
-    popular than the mean."""
+    "Factor of positive scores, below 1 for movies more popular than the mean."
     return (
         np.maximum(count / max(count.sum() / max(len(count), 1), 1), 1) ** -novelty
     ).astype(np.float32)
