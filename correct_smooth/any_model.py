@@ -58,8 +58,7 @@ def _guess(values: np.ndarray) -> str:
 
 
 def _range(unit: Any) -> tuple[float, float]:
-    """The least and the largest score there can be; raises `InputError` for what is no
-    unit."""
+    "The lowest and highest possible score; raises `InputError` for a wrong unit."
     if not (isinstance(unit, tuple) and len(unit) == 2):
         check_choice("unit", unit, tuple(_RANGES))
         return _RANGES[unit]
@@ -128,8 +127,7 @@ def score_table(
     scores: Any,  # a DataFrame, an array or a tensor, a row a user, a column an item
     name: str = "scores",  # for messages
 ) -> tuple[np.ndarray, pd.Index, pd.Index]:  # (n_users, n_items), users, items
-    """Scores as an array, and whose they are; raises `InputError` for a user or an item
-    that is there twice."""
+    "Scores as an array, with users and items; each must occur once."
     if isinstance(scores, pd.DataFrame):
         for ids in (scores.index, scores.columns):
             if ids.nlevels > 1 or not ids.is_unique or ids.hasnans:
@@ -225,8 +223,7 @@ def as_labels(
     # a rating, or each user's mean; None: labels are from 0 to 1
     liked: float | Literal["mean"] | None = None,
 ) -> sparse.csc_matrix:  # Y, (n_items, n_users)
-    """Labels as `refine` takes them; raises `InputError` for users or items that have
-    no scores."""
+    "Labels as `refine` takes them; an `InputError` for unknown users or items."
     user, item, value = _known_labels(labels, users, items)
     if liked is None:
         odd = ~((value >= 0) & (value <= 1))
@@ -311,8 +308,7 @@ def correct_and_smooth(
     # (n_users, n_items) float32 probabilities: a DataFrame for a DataFrame, else an
     # array
 ) -> Any:
-    """Scores of any model, corrected by each user's labels and smoothed over a graph of
-    items."""
+    "Correct any model's scores by labels and smooth them over an item graph."
     values, users, items = score_table(scores)
     Y, ready = as_labels(labels, users, items, liked), as_operators(graph, items)
     out = np.empty(values.shape, np.float32)
