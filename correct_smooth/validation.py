@@ -38,8 +38,7 @@ def latest(
     # of each user's ratings, rounded; at least one if the user has two
     share: float = 0.2,
 ) -> np.ndarray:  # (n,) True where held back
-    """Hide the latest share of each user's ratings; of ratings at one time, the later
-    rows."""
+    "Mark the latest share of each user's ratings."
     check_number("share", share, 0, 1)
     if ratings.timestamp is None:
         raise InputError(
@@ -205,8 +204,7 @@ class CrossValidation:
         return compare(before, after, seed=seed)
 
     def compared(self, metric: str = "refined_roc_auc", seed: int = 0) -> pd.DataFrame:
-        """Every setting against the first, user by user: mean, difference, and its 95%
-        interval."""
+        "Every setting against the first: mean, difference, 95% interval."
         if metric not in (
             known := list(self.users.columns.drop(["settings", "user_id"]))
         ):
@@ -228,8 +226,7 @@ class CrossValidation:
 
 # %% ../nbs/07i_validation.ipynb #v0205
 def _judged_users(judged: Evaluation) -> pd.DataFrame:
-    """Users of an evaluation with all their metrics; those of lists are of what is
-    recommended."""
+    "Users of an evaluation with all metrics, also of recommended lists."
     ordering = next(name for name in ("both", "like") if name in judged.lists)
     of_lists = {
         f"{ordering}_{name}": f"list_{name}" for name in ("ndcg_liked", "ndcg_watched")
@@ -243,8 +240,7 @@ def _judged_users(judged: Evaluation) -> pd.DataFrame:
 def _checked_settings(
     recommender: CorrectSmoothRecommender, settings: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Settings by name; raises `InputError` for one that cannot be, before anything is
-    trained."""
+    "Settings by name; an `InputError` for a wrong one, before any training."
     if not isinstance(recommender, CorrectSmoothRecommender):
         raise InputError(
             "cross_validate needs an unfitted CorrectSmoothRecommender, got "
