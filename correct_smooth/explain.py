@@ -1,4 +1,4 @@
-"""A refined score as a sum: what the model thought, and what each rating added.
+"""A refined score as a sum: the model's base score, and what each of the user's ratings added or took away.
 
 Docs: https://correct-smooth.github.io/correct_smooth/explain.html.md"""
 
@@ -21,7 +21,7 @@ from .correct_smooth import Operators, Refinement, trust
 # %% ../nbs/07b_explain.ipynb #ra01
 @dataclass(frozen=True, eq=False)
 class Parts:
-    "A refined score taken apart; the parts add up to it."
+    "The parts of a refined score; they add up to it."
 
     base: float  # z, the model's own
     smoothing: float  # what mixing base scores with the neighbours' changes
@@ -43,7 +43,7 @@ def parts(
     graph: Operators,
     config: Refinement,
 ) -> Parts:
-    "Take a refined score apart; raises `InputError` for settings that are not linear."
+    "Split a refined score; raises `InputError` for settings that are not linear."
     s = sparse.csr_matrix(([1.0], ([0], [item])), shape=(1, y.shape[0]))
     for _ in range(config.T):
         s = (1 - config.beta) * s + config.beta * (
@@ -63,7 +63,7 @@ def plot_explanation(
     ax: Any,  # matplotlib's Axes
     most: int = 8,  # contributions to show by name; the others are one bar
 ) -> None:
-    "A refined score as a walk from the base score, one step a label."
+    "Draw a refined score as steps from the base score, one for each label."
     explanation = explanation[explanation["of"] == "refined"]
     rows = explanation[1:]
     steps = rows["contribution"].to_numpy()[:most]

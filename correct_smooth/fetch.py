@@ -1,4 +1,4 @@
-"""MovieLens and The Movies Dataset from where they are published, checked on arrival.
+"""Download MovieLens and The Movies Dataset from where they are published, with a check of the files.
 
 Docs: https://correct-smooth.github.io/correct_smooth/fetch.html.md"""
 
@@ -25,13 +25,13 @@ _MOVIELENS_MD5 = {
 
 
 def fetch_movielens(
-    # of a release; what there is, the error for any other name tells
+    # of a release; an unknown name is answered with the list of all
     name: str = "ml-latest-small",
     cache: str | Path | None = None,  # where to keep it; None: the user's cache folder
     base_url: str = _GROUPLENS,  # a mirror, if you have one
     md5: str | None = None,  # of the zip; None: the published one
 ) -> Path:  # the zip, for `load_data`
-    "Download a MovieLens zip once, check its MD5 sum, and give its path."
+    "Download a MovieLens zip once, check its MD5 sum, and return its path."
     try:
         import pooch
     except ImportError as error:
@@ -54,7 +54,7 @@ def fetch_movielens(
 
 # %% ../nbs/07f_fetch.ipynb #rb_kaggle
 def fetch_movies_dataset() -> Path:  # the folder, for `load_data`
-    "Download The Movies Dataset from Kaggle once, and give its folder."
+    "Download The Movies Dataset from Kaggle once, and return its folder."
     try:
         import kagglehub
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A vector for a person nobody has trained on, from a handful of ratings, exactly; the rest of the model stays as it is.
+"""A vector for a new user from a handful of ratings, exactly, while the rest of the model stays as it is.
 
 Docs: https://correct-smooth.github.io/correct_smooth/newcomers.html.md"""
 
@@ -37,7 +37,7 @@ def _newton_step(
     g: np.ndarray,  # (m, d) gradients
     decay: float,
 ) -> np.ndarray:  # (m, d)
-    "Solve (X'VX + decay I) step = g for each user, in whichever space is smaller."
+    "Solve `(X'VX + decay I) step = g` for each user, in the smaller space."
     m, n, d = X.shape
     across, g = X.transpose(0, 2, 1), g[:, :, None]
     if n < d:
@@ -57,7 +57,7 @@ def _losses(
     y: np.ndarray,
     decay: float,
 ) -> np.ndarray:  # (m,)
-    "What each user's vector costs."
+    "The loss of each user's vector."
     z = (X @ W[:, :, None])[:, :, 0] + offset
     return (np.logaddexp(0, z) - y * z).sum(axis=1) + decay / 2 * (
         (W - start) ** 2
@@ -101,8 +101,7 @@ def _blocks(
     width: int,  # numbers a rating takes
     megabytes: float = 32,
 ) -> list[np.ndarray]:  # users
-    """Users in blocks that fit the memory given, none with more than twice the ratings
-    of another."""
+    "Users in blocks of limited size and similar numbers of ratings."
     order = np.argsort(count, kind="stable")
     doublings = np.log2(np.maximum(count[order], 1)).astype(int)
     filled = np.cumsum(count[order]) * width * 8 // int(megabytes * 2**20)
@@ -114,13 +113,12 @@ def fit_users(
     Y: sparse.csc_matrix,
     H: np.ndarray,  # (n_items, k) movie vectors, held fixed
     c: np.ndarray,  # (n_items,) movie terms, held fixed
-    # vector (k,) and bias of the mean user, towards whom all are pulled
+    # vector (k,) and bias of the mean user, towards which all are pulled
     mean: tuple[np.ndarray, float],
-    decay: float,  # lambda, L2 penalty beside the sum of a user's losses; above 0
+    decay: float,  # lambda, L2 penalty on top of a user's summed losses; above 0
     members: int = 1,  # models whose vectors stand side by side in H
 ) -> tuple[np.ndarray, np.ndarray]:  # U (m, k), b (m,), float32
-    """The vectors and biases that make newcomers' training loss least, pulled towards
-    the mean user."""
+    "Vectors and biases of newcomers: those that minimise their training loss."
     check_number("decay", decay, 1e-6)
     if Y.shape[0] != len(H):
         raise InputError(
@@ -143,8 +141,7 @@ def fit_users(
 
 # %% ../nbs/07c_newcomers.ipynb #g2
 def _like_known(ratings: pd.DataFrame, data: Dataset) -> pd.DataFrame:
-    """New ratings with ids of the kind of those known, checked, of known movies, and
-    later than all before."""
+    "New ratings, checked, with ids like the known ones, later than all before."
     new = check_ratings(ratings, {})
     known = {"user_id": data.users, "item_id": data.items}
     if any(is_whole(new[name]) != is_whole(ids) for name, ids in known.items()):
@@ -166,8 +163,7 @@ def _beside(
     users: pd.Index,
     seen: pd.DataFrame | None,
 ) -> Dataset:
-    """Ratings of other users, and behind them all those of the users concerned, judged
-    anew."""
+    "Ratings of other users, then those of the users concerned, with new labels."
     rating = renewed["rating"].to_numpy(np.float32)
     line = data.thresholds.reindex(
         users, fill_value=data.people.mean if data.fixed is None else data.fixed
@@ -210,8 +206,7 @@ def add_ratings(
     # user_id, item_id, rating and perhaps timestamp, of known movies
     ratings: pd.DataFrame,
 ) -> Dataset:
-    """Newer ratings beside the known ones; raises `InputError` for a movie that is not
-    known."""
+    "Data with newer ratings; raises `InputError` for an unknown movie."
     new, seen = _like_known(ratings, data), data.seen
     if data.no_opinion is not None:
         silent = new["rating"] == data.no_opinion
@@ -243,8 +238,7 @@ def add_movies(
     # of the new ones, as for `check_vectors`; None: those of a column, if any
     vectors: Any = None,
 ) -> Dataset:
-    """New items behind the known ones; raises `InputError` for one that is known
-    already."""
+    "Data with new items; raises `InputError` for one that is known already."
     new = check_movies(renamed(checked_frame(movies, "items"), "movies"), {})
     ids = ids_like(new.index.to_series(), data.items, "item_id of the new items,")
     new = new.set_axis(pd.Index(ids, name="item_id"))
@@ -267,9 +261,9 @@ def with_labels(
     labels: sparse.csc_matrix,
     Y: sparse.csc_matrix,  # (n_items, m) new ones
     users: np.ndarray,  # (m,) positions that these are of
-    n_users: int,  # from now on, newcomers included
+    n_users: int,  # from now on, with newcomers
 ) -> sparse.csc_matrix:  # (n_items, n_users + 1)
-    "Labels with some users' columns renewed; that of the mean user stays last."
+    "Labels with the columns of some users renewed; the mean user stays last."
     last = labels.shape[1] - 1
     place = np.append(np.minimum(np.arange(n_users), last), last)
     place[users] = last + 1 + np.arange(len(users))
@@ -281,8 +275,7 @@ def grown(
     models: list[ItemUserModel],  # its members, newcomers included
     trained: int,  # users trained with
 ) -> Embeddings:
-    """Users trained with, and newcomers as `average` would make them, without encoding
-    a movie again."""
+    "The average with newcomers, as from `average`, but without encoding movies."
     more = [
         [t.weight[trained:].detach().cpu().numpy() for t in (m.user, m.user_bias)]
         for m in models

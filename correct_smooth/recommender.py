@@ -1,4 +1,4 @@
-"""Everything on the pages before, behind a few verbs: fit, predict, recommend, explain, evaluate.
+"""One class runs the whole method. You fit it to your ratings, and it gives scores, lists and reasons.
 
 Docs: https://correct-smooth.github.io/correct_smooth/recommender.html.md"""
 
@@ -118,9 +118,11 @@ from correct_smooth.ready import (
 from .visitors import ListConfig, list_for, lists_of, reasons, visitor
 
 # %% ../nbs/07_recommender.ipynb #r03a
-def meant(name: str, known: Iterable[str]) -> str:
-    """Which settings somebody may have meant by a name, for a message; empty if none is
-    near."""
+def meant(
+    name: str,  # as the user wrote it
+    known: Iterable[str],  # names of settings, with their stage
+) -> str:
+    "Known settings with a similar name, for a message; empty if there is none."
     last: dict[str, list[str]] = {}
     for full in known:
         last.setdefault(full.rpartition("__")[2], []).append(full)
@@ -130,9 +132,12 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 # %% ../nbs/07_recommender.ipynb #r04
-def with_setting(stage: Any, name: str, value: Any) -> Any:
-    """The same stage with one setting changed; raises `InputError` if there is none of
-    that name."""
+def with_setting(
+    stage: Any,  # settings of one stage, such as `GraphConfig()`
+    name: str,
+    value: Any,
+) -> Any:  # a new object of the same kind
+    "A stage with one setting changed; raises `InputError` for an unknown one."
     known = stage_settings(stage)
     if not name or name not in known:
         raise InputError(
@@ -168,8 +173,7 @@ def check_judgeable(n: int) -> None:
 
 # %% ../nbs/07_recommender.ipynb #y1
 def _placed(held: Dataset, items: pd.Index) -> np.ndarray:
-    """Positions of rated items in another catalogue; raises `InputError` for one that
-    is not in it."""
+    "Positions of rated items in another catalogue; `InputError` if one is missing."
     if held.items is items or held.items.equals(items):
         return held.item
     place = items.get_indexer(held.items)
@@ -179,7 +183,7 @@ def _placed(held: Dataset, items: pd.Index) -> np.ndarray:
 
 
 def _judged_like(held: Dataset, data: Dataset) -> Dataset:
-    "Ratings judged by the standards of others, of the same users or not."
+    "Ratings judged by the user thresholds of other data."
     usual = data.people.mean if data.fixed is None else data.fixed
     line = data.thresholds.reindex(held.users, fill_value=usual)
     y = is_liked(held.rating, line.to_numpy()[held.user]).astype(np.float32)
@@ -263,34 +267,31 @@ def _check_stage(name: str, value: Any) -> None:
 
 
 class CorrectSmoothRecommender(BaseEstimator):
-    """Global item encoder and user embeddings, corrected and smoothed for each user
-    over an item graph."""
+    "Recommends movies to users: one object for the whole method, from fit to lists."
 
     ready_: Ready  # all that was learned, and what answers are made of
 
     def __init__(
         self,
         features: MovieFeatures | None = None,  # None: all blocks at equal weight
-        graph: GraphConfig = GraphConfig(),
-        model: ModelConfig = ModelConfig(),
-        training: TrainConfig = TrainConfig(),
+        graph: GraphConfig = GraphConfig(),  # which movies are linked, and how
+        model: ModelConfig = ModelConfig(),  # encoder, sizes, dropout
+        training: TrainConfig = TrainConfig(),  # epochs, learning rate, device
+        # how scores are corrected and smoothed
         refinement: Refinement = CorrectAndSmooth(),
+        # how movies are described by who rated them
         audience: AudienceConfig = AudienceConfig(),
         # None: no watch scores; lists are ordered by liking
         watch: WatchConfig | None = WatchConfig(),
-        labels: Literal[
-            "train", "all"
-            # whose ratings set each user's standard in a run: train, or all (leaks)
-        ] = "train",
-        liked: float
-        | Literal["mean"]
-        # a rating, such as 4, or mean (each user's); None: as the data say
-        | None = None,
+        # whose ratings set each user's threshold in a run: train, or all (leaks)
+        labels: Literal["train", "all"] = "train",
+        # a rating such as 4, or mean (each user's); None: as the data say
+        liked: float | Literal["mean"] | None = None,
         # share of training ratings to stop by; 0 trains for all epochs at once
         validation: float = 0.1,
         ensemble: int = 3,  # models to train, from as many seeds, and average
-        seed: int = 0,
-        progress: bool = True,  # show bars
+        seed: int = 0,  # of everything random
+        progress: bool = True,  # show progress bars
     ):
         self.features = MovieFeatures() if features is None else features
         self.graph, self.model, self.training = graph, model, training
@@ -298,8 +299,11 @@ class CorrectSmoothRecommender(BaseEstimator):
         self.labels, self.liked, self.validation = labels, liked, validation
         self.ensemble, self.seed, self.progress = ensemble, seed, progress
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        "Settings by name; nested ones as stage__setting."
+    def get_params(
+        self,
+        deep: bool = True,  # also the settings inside each stage
+    ) -> dict[str, Any]:
+        "Settings by name; those inside a stage as `stage__setting`."
         params = super().get_params(deep=False)
         inner = {
             f"{name}__{k}": v
@@ -308,8 +312,11 @@ class CorrectSmoothRecommender(BaseEstimator):
         }
         return {**params, **inner} if deep else params
 
-    def set_params(self, **params: Any) -> Self:
-        "Change settings; raises `InputError` for one that does not exist."
+    def set_params(
+        self,
+        **params: Any,  # settings by name, such as model__emb_dim=32
+    ) -> Self:  # the same recommender
+        "Change settings by name; raises `InputError` for one that does not exist."
         known = self.get_params(deep=False)
         for name, value in params.items():
             stage, nested, inner = name.partition("__")
@@ -349,22 +356,22 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     @property
     def state_(self) -> Fitted:
-        "All that was learned."
+        "All that was learned, as `save` writes it."
         return self.ready_.state
 
     @property
     def X_(self) -> sparse.csr_matrix:  # (n_items, n_features)
-        "What each item is made of."
+        "Features of each item."
         return self.ready_.X
 
     @property
     def scorer_(self) -> Scorer:
-        "Base and refined scores."
+        "What makes base and refined scores, by position."
         return self.ready_.scorer
 
     @property
     def data_(self) -> Dataset:
-        "Movies, and the ratings that labels come from."
+        "Movies, and the ratings that the model knows."
         return self.state_.data
 
     @property
@@ -379,22 +386,22 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     @property
     def A_(self) -> sparse.csr_matrix:  # (n_items, n_items)
-        "The graph."
+        "The graph: similarity of items."
         return self.state_.A
 
     @property
     def features_(self) -> MovieFeatures:
-        "The columns of X, learned."
+        "The learned features: what each column of `X_` is."
         return self.state_.features
 
     @property
     def epochs_(self) -> int:
-        "Epochs of training behind each model."
+        "How many epochs each model was trained."
         return self.state_.epochs
 
     @property
     def models_(self) -> list[ItemUserModel]:
-        "One model, or the members of an ensemble."
+        "The trained models: one, or the members of an ensemble."
         return self.state_.models
 
     def fit(
@@ -408,7 +415,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         # of your own, in place of the data's: a DataFrame by item id, or (ids, matrix)
         features: Any = None,
     ) -> Self:
-        "Learn from items and ratings."
+        "Learn features, graph, models and watch scores from movies and ratings."
         self._check()  # refused now rather than after the features
         check_device(self.training)
         check_callbacks(callbacks)
@@ -449,8 +456,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         )
 
     def _dataset(self, data: MovieData | Dataset) -> Dataset:
-        """Training ratings by position, with a standard for each user, by which the
-        model will judge."""
+        "Training ratings by position, with the threshold of each user."
         numbered = index_ratings(data)
         if not len(numbered):
             raise InputError("there are no ratings to learn from")
@@ -532,8 +538,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         graph: Callable[[Dataset], sparse.csr_matrix],
         callbacks: Sequence[Callback],
     ) -> tuple[Trained, list[Trained]]:
-        """The run that was watched, and the final ones, on all ratings for as many
-        epochs."""
+        "The training with validation, and the final ones with as many epochs."
         linked, watched = self.model.uses_graph, None
         hidden = self._hidden(data, self.validation) if self.validation else None
         if hidden is not None:
@@ -553,8 +558,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         return watched or final[0], final
 
     def _keep(self, state: Fitted, X: sparse.csr_matrix) -> Self:
-        """Set out what scoring needs; behind the known users stands the mean user, for
-        strangers."""
+        "Prepare scoring; the row after the known users is the mean user."
         data, refinement = state.data, state.settings["refinement"]
         aims = targets(data, state.settings["training"].target)
         labels = label_matrix(
@@ -568,16 +572,14 @@ class CorrectSmoothRecommender(BaseEstimator):
         return self
 
     def _average(self, state: Fitted, X: sparse.csr_matrix) -> Embeddings:
-        """The mean of the models as arrays, and behind the users the mean of those
-        trained with."""
+        "The mean of the models as arrays, with the mean user in the last row."
         S = normalise(state.A) if state.settings["model"].uses_graph else None
         return average(
             [embeddings(model, X, S) for model in state.models]
         ).with_mean_user(state.trained)
 
     def _fitted(self) -> Ready:
-        """What answers are made of, as it is now; raises `NotFittedError` if there is
-        nothing yet."""
+        "What answers are made of; raises `NotFittedError` before `fit`."
         if not hasattr(self, "ready_"):
             raise NotFittedError(
                 "this recommender has learned nothing yet: call fit, or load a "
@@ -586,13 +588,13 @@ class CorrectSmoothRecommender(BaseEstimator):
         return self.ready_
 
     def _rows(self, user_ids: Any) -> np.ndarray:
-        "Positions of users; strangers get the position of the mean user."
+        "Positions of users; unknown users get the position of the mean user."
         return self._fitted().rows(user_ids)
 
     def _unknown_users(
         self, ids: pd.Index, rows: np.ndarray, n_users: int
     ) -> list[Any]:
-        "Those of these users who are unknown, with a warning if there are any."
+        "The unknown users among these, with a warning if there are any."
         if not (strange := rows == n_users).any():
             return []
         unknown = ids[strange].unique().tolist()
@@ -608,7 +610,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         user_ids: Any,  # (n,) one user for each item
         item_ids: Any,  # (n,) known movies
-    ) -> pd.DataFrame:  # user_id, item_id, base, refined, in the order asked for
+    ) -> pd.DataFrame:  # user_id, item_id, base, refined, in the order given
         "Scores of given pairs, before and after Correct-and-Smooth."
         users, items = as_list(user_ids, "user_ids"), as_list(item_ids, "item_ids")
         ready, ids = self._fitted(), pd.Index(users, tupleize_cols=False)
@@ -629,21 +631,19 @@ class CorrectSmoothRecommender(BaseEstimator):
     def recommend(
         self,
         user_ids: Any = None,  # None: every known user
-        n: int = 10,
+        n: int = 10,  # length of each list
         # leave out what the user has rated, or is known to have seen
         exclude_seen: bool = True,
-        # recommend only among these; a dict: {user: [ids]}, for some users; None: all
+        # recommend only these ids; a dict {user: [ids]}: for some users; None: all
         items: Any = None,
-        # never recommend these; a dict: {user: [ids]}, to some users
+        # never recommend these ids; a dict {user: [ids]}: to some users
         block_items: Any = None,
-        # order by what they will watch and like, or by one; or the share of like
+        # order by watching and liking (both), by one, or by a share of liking
         by: Order | float = "both",
         # how much popular items are held back, 0 to 1; None: as set
         novelty: float | None = None,
         min_ratings: int = 0,  # leave out items that fewer users have rated
-    ) -> (
-        pd.DataFrame
-    ):  # user_id, rank, item_id, title, base, refined, watch, score; best first
+    ) -> pd.DataFrame:  # user_id, rank, item_id, title and scores; best first
         "The best items for each user; `score` is what they are ordered by."
         config = ListConfig(
             n, exclude_seen, items, block_items, by, novelty, min_ratings
@@ -662,17 +662,16 @@ class CorrectSmoothRecommender(BaseEstimator):
     def write_recommendations(
         self,
         path: str | Path,  # .parquet or .csv; an earlier file of that name is replaced
-        user_ids: Any = None,  # this and the rest as for `recommend`
-        n: int = 10,
-        exclude_seen: bool = True,
-        items: Any = None,
-        block_items: Any = None,
-        by: Order | float = "both",
-        novelty: float | None = None,
-        min_ratings: int = 0,
+        user_ids: Any = None,  # None: every known user
+        n: int = 10,  # length of each list
+        exclude_seen: bool = True,  # leave out what the user has rated or seen
+        items: Any = None,  # only these ids, as for `recommend`
+        block_items: Any = None,  # never these ids, as for `recommend`
+        by: Order | float = "both",  # order by, as for `recommend`
+        novelty: float | None = None,  # hold popular items back, as for `recommend`
+        min_ratings: int = 0,  # leave out items that fewer users have rated
     ) -> None:
-        """The same into a file, block by block: memory does not grow with the number of
-        users."""
+        "Write what `recommend` returns to a file, some users at a time."
         config = ListConfig(
             n, exclude_seen, items, block_items, by, novelty, min_ratings
         )
@@ -687,18 +686,17 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def recommend_for(
         self,
-        # of somebody: {item_id: rating}, a Series, pairs, or a table of item_id and
-        # rating
+        # {item_id: rating}, a Series, pairs, or a table with both columns
         ratings: Any,
-        n: int = 10,  # this and the rest as for `recommend`
-        exclude_seen: bool = True,
-        items: Any = None,
-        block_items: Any = None,
-        by: Order | float = "both",
-        novelty: float | None = None,
-        min_ratings: int = 0,
-    ) -> pd.DataFrame:  # rank, item_id, title, base, refined, watch, score; best first
-        "The best items for a visitor; the model does not change."
+        n: int = 10,  # length of the list
+        exclude_seen: bool = True,  # leave out what the visitor has rated
+        items: Any = None,  # recommend only these ids; None: all
+        block_items: Any = None,  # never recommend these ids
+        by: Order | float = "both",  # order by, as for `recommend`
+        novelty: float | None = None,  # hold popular items back, as for `recommend`
+        min_ratings: int = 0,  # leave out items that fewer users have rated
+    ) -> pd.DataFrame:  # rank, item_id, title and scores; best first
+        "The best items for a visitor, from a few ratings; the model does not change."
         config = ListConfig(
             n, exclude_seen, items, block_items, by, novelty, min_ratings
         )
@@ -714,8 +712,8 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         ratings: Any,  # as for `recommend_for`
         item: Any,  # id of a known item
-    ) -> pd.DataFrame:  # as `explain`
-        "Why a visitor's scores of an item are what they are."
+    ) -> pd.DataFrame:  # as from `explain`
+        "What a visitor's scores of an item are made of."
         ready = self._fitted()
         person, given = visitor(ready, ratings)
         return reasons(
@@ -738,8 +736,8 @@ class CorrectSmoothRecommender(BaseEstimator):
     def similar_items(
         self,
         item: Any,  # id of a known item
-        n: int = 10,
-        # neighbours in the graph; or embedding: items that the model sees alike
+        n: int = 10,  # length of the list
+        # graph: its neighbours; embedding: items that are alike to the model
         by: Similarity = "graph",
     ) -> pd.DataFrame:  # item_id, title, similarity; nearest first
         "The items most like one item."
@@ -763,20 +761,17 @@ class CorrectSmoothRecommender(BaseEstimator):
     def similar_users(
         self,
         user: Any,  # id of a known user
-        n: int = 10,
+        n: int = 10,  # length of the list
     ) -> pd.DataFrame:  # user_id, similarity; nearest first
-        "The users whose tastes, as the model sees them, are most like one user's."
+        "The users with the most similar embeddings."
         return users_like(self._fitted(), user, n)
 
     def explain(
         self,
-        user: Any,  # id
+        user: Any,  # id of a user
         item: Any,  # id of a known item
-    ) -> (
-        pd.DataFrame
-    ):  # of, part, item_id, title, rating, label, expected, contribution
-        """Why scores are what they are: contributions that add up, to the refined and
-        to the watch score."""
+    ) -> pd.DataFrame:  # a row for each contribution
+        "Contributions that add up to the refined score and to the watch score."
         ready = self._fitted()
         ids = pd.Index([user], tupleize_cols=False)
         rows, data = ready.rows(ids), ready.state.data
@@ -786,11 +781,10 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def fold_in(
         self,
-        # user_id, item_id, rating and perhaps timestamp; of pandas, polars or Arrow
+        # user_id, item_id, rating, perhaps timestamp; of pandas, polars or Arrow
         ratings: Any,
     ) -> Self:
-        """Take in new ratings without training: newcomers get a vector, and labels are
-        up to date."""
+        "Take in new ratings, also of new users, without training."
         self.ready_ = with_ratings(self._fitted(), ratings)
         return self
 
@@ -798,8 +792,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         user_ids: Any,  # of known users
     ) -> Self:
-        """Take users out: ids, ratings, vectors. What was learned from them stays until
-        the next `fit`."""
+        """Take users out: their ids, ratings and vectors.
+
+        What was learned from their ratings stays until the next `fit`."""
         self.ready_ = without_users(self._fitted(), user_ids)
         return self
 
@@ -809,8 +804,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         movies: pd.DataFrame,
         features: Any = None,  # their vectors, where the items have some: as for `fit`
     ) -> Self:
-        """Take in new items by their content: embedded, linked to neighbours,
-        recommended at once."""
+        "Take in new items by their content; they can be recommended at once."
         state = self._fitted().state
         config = state.settings["model"]
         data = add_movies(state.data, movies, features)
@@ -837,11 +831,12 @@ class CorrectSmoothRecommender(BaseEstimator):
     def partial_fit(
         self,
         ratings: pd.DataFrame | None = None,  # as for `fold_in`; None: none are new
-        epochs: int = 1,
+        epochs: int = 1,  # how many more
         callbacks: Sequence[Callback] = (),  # as for `fit`
     ) -> Self:
-        """Take in new ratings, then go on training on all of them; who rated what
-        before describes the movies."""
+        """Take in new ratings, then go on training on all ratings.
+
+        Features stay as they are, audiences among them."""
         check_number("epochs", epochs, 1, 100_000, whole=True)
         check_device(self.training)
         other = copy(self)
@@ -882,7 +877,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         # of your own: name -> function of labels and scores
         metrics: Mapping[str, Metric] | None = None,
     ) -> Evaluation:
-        "Base against refined on ratings that were held out; see `Evaluation`."
+        "Compare base and refined scores, and lists, on held-out ratings."
         if self.__dict__.get("ready_") is not None:
             self = copy(self)  # whatever is taken in meanwhile
         predictions = self._predictions(test)
@@ -924,8 +919,7 @@ class CorrectSmoothRecommender(BaseEstimator):
     def _lists(
         self, users: np.ndarray, popularity: np.ndarray
     ) -> dict[str, np.ndarray]:  # (m, 10) each
-        """Top tens of some users, by popularity and by each of the scores; the last are
-        what is recommended."""
+        "Top tens of some users, by popularity and by each of the scores."
         seen, every = self.scorer_.labels[:, users], np.zeros(len(self.items_), bool)
         none = np.empty((0, min(10, len(every))), np.int32)
         lists = {
@@ -954,11 +948,10 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def with_refinement(
         self,
-        refinement: Refinement,
+        refinement: Refinement,  # such as CorrectAndSmooth(T=1)
         A: sparse.csr_matrix | None = None,  # another graph as well, (n_items, n_items)
-    ) -> Self:
-        """The same trained model with scores refined in another way; nothing is trained
-        again."""
+    ) -> Self:  # a copy
+        "The same trained model with scores refined in another way."
         self._fitted()
         if not isinstance(refinement, Refinement):
             raise InputError(
@@ -981,8 +974,8 @@ class CorrectSmoothRecommender(BaseEstimator):
 
     def with_watch(
         self,
-        watch: WatchConfig | None,
-    ) -> Self:
+        watch: WatchConfig | None,  # None: no watch scores
+    ) -> Self:  # a copy
         "The same trained model with watch scores made in another way, or without any."
         self._fitted()
         other, made = copy(self).set_params(watch=watch), None
@@ -1009,8 +1002,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         share: float = 0.2,  # of each user's training ratings to hold back
         lists: ListGrid = ListGrid(),  # of watch scores to try
     ) -> "Tuning":
-        """Choose model, graph and refinement on validation ratings, and take them as
-        settings."""
+        "Choose settings on validation ratings, and set them; then call `fit`."
         models, numbered = list(models), index_ratings(data)
         named = {
             str(config): config
@@ -1119,8 +1111,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         self,
         folder: str | Path,  # replaced as a whole if it holds a model already
     ) -> None:
-        """Write the model as tables, arrays and text, which cannot run code when they
-        are read."""
+        "Write the model to a folder of tables, arrays and text; none of it is code."
         write_model(folder, self._fitted().state)
 
     @classmethod
@@ -1128,7 +1119,7 @@ class CorrectSmoothRecommender(BaseEstimator):
         cls,
         folder: str | Path,  # as `save` wrote it
     ) -> Self:
-        "Read a saved model; raises `InputError` if it is not whole or not ours."
+        "Read a saved model; raises `InputError` if files are missing or changed."
         state = read_model(folder)
         self = cls(**{**state.settings, "features": clone(state.features)})
         self._check()

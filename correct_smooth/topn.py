@@ -1,4 +1,4 @@
-"""Top-n lists for any number of users, block by block.
+"""Lists of the best n movies for any number of users, in the memory of one block.
 
 Docs: https://correct-smooth.github.io/correct_smooth/topn.html.md"""
 
@@ -77,7 +77,7 @@ def top_n(
     # (n_items, m) stored where the user should not get the movie
     seen: sparse.csc_matrix | None = None,
 ) -> np.ndarray:  # (m, n) movies, best first; -1 where none is left
-    "The best n movies of each column; of a single one without other threads."
+    "The best n movies of each column; for a single column on one thread."
     seen = (
         sparse.csc_matrix(scores.shape, dtype=np.float32)
         if seen is None
@@ -90,7 +90,7 @@ def top_n(
 
 # %% ../nbs/07a_topn.ipynb #c010
 def ones_where_stored(Y: sparse.csc_matrix) -> sparse.csc_matrix:
-    "1 wherever something is stored, a 0 too."
+    "1 wherever something is stored, also where it is 0."
     return sparse.csc_matrix(
         (np.ones(Y.nnz, np.float32), Y.indices, Y.indptr), shape=Y.shape
     )
@@ -116,9 +116,9 @@ def best_of_both(
     # (n_items, m) stored where the user should not get the movie
     seen: sparse.csc_matrix,
     liking: float,  # g
-    longer: int = 4,  # a shortlist is so many times longer than the list, and some more
+    longer: int = 4,  # a shortlist is so many times longer than the list, plus 32
 ) -> np.ndarray:  # (m, n) movies, best first; -1 where none is left
-    "The best n by both scores; P is asked for only where it may matter."
+    "The best n by both scores; P is computed only where it can matter."
     short = top_n(Q, longer * n + 32, exclude_mask, seen)
     column, place = np.nonzero(short >= 0)
     item, score = short[column, place], np.full(short.shape, -np.inf, np.float32)
@@ -169,7 +169,7 @@ def check_order(by: Order | float) -> None:
 # %% ../nbs/07a_topn.ipynb #t05
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    "What lists are ordered by; without watch scores, it is liking."
+    "What lists are ordered by; without watch scores, by liking."
 
     scorer: Scorer
     watch: Watch | None = None
@@ -188,11 +188,11 @@ class Ranking:
 
     @property
     def likes_only(self) -> bool:
-        "Whether watch scores have no say."
+        "Whether watch scores do not count."
         return self.watch is None or self.by in ("like", 1)
 
     def combined(self, Q: np.ndarray, P: np.ndarray) -> np.ndarray:
-        "What is ordered by, of watch and refined scores of the same shape."
+        "The deciding score, from watch and refined scores of the same shape."
         assert self.watch is not None
         if isinstance(self.by, str):
             return (
@@ -209,8 +209,7 @@ class Ranking:
         shut: np.ndarray,
         seen: sparse.csc_matrix,
     ) -> np.ndarray:  # (m, n), as `best_of_both`
-        """The best of some users by watch scores and, where that matters, by what they
-        will like."""
+        "The best by watch scores and, where that matters, by refined scores."
         assert self.watch is not None
         if self.by in ("watch", 0):
             return top_n(Q, n, shut, seen)
@@ -292,11 +291,9 @@ def top_blocks(
     progress: bool = True,  # show a bar
     # (n_items, n_users) stored: leave these movies out as well
     more: sparse.csc_matrix | None = None,
-    # what some of the m should not get
+    # what some of the m should not get, for a slice of them
     shut: Callable[[slice], sparse.csc_matrix | None] | None = None,
-) -> Iterator[
-    pd.DataFrame
-]:  # place (among the users asked for), rank, item, base, refined, watch, score
+) -> Iterator[pd.DataFrame]:  # place (of the user in `users`), rank, item and scores
     "The best movies of many users, one table for each block of them."
     quiet = {} if progress and sys.stderr else {"disable": True}
     n_items = len(exclude_mask)
@@ -323,12 +320,10 @@ def top_blocks(
 # %% ../nbs/07a_topn.ipynb #t07
 def list_array(
     tops: Iterable[pd.DataFrame],  # of `top_blocks`
-    users: int,  # how many were asked for
+    users: int,  # how many users
     n: int,
-) -> (
-    np.ndarray
-):  # (users, n) movies by position, best first; -1 where a list is shorter
-    "Lists as a table with a row a user."
+) -> np.ndarray:  # (users, n) movies by position, best first; -1 where none is left
+    "Lists as an array with a row for each user."
     lists = np.full((users, n), -1, np.int32)
     for top in tops:
         lists[top["place"], top["rank"] - 1] = top["item"]
