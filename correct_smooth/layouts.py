@@ -1,4 +1,4 @@
-"""Which file holds the ratings, which one tells about the items, and what is in their columns: found by what the columns are called.
+"""Finds the table of ratings, the table of items, and the meaning of their columns, by the names of the columns.
 
 Docs: https://correct-smooth.github.io/correct_smooth/layouts.html.md"""
 
@@ -36,14 +36,14 @@ from .table_files import Table, TableFile, find_table, read_table
 # %% ../nbs/07m_layouts.ipynb #l05
 @dataclass(frozen=True, eq=False)
 class Pair:
-    "Two tables of somebody's files, under our names."
+    "A table of items and a table of ratings, with our column names."
 
     items: pd.DataFrame
     ratings: pd.DataFrame
     noun: str = "item"  # what an item is called
-    # the rating that says so, where these data are known to have one
+    # the rating that means so, where the data have one
     no_opinion: float | None = None
-    # those out of files in which everything is text
+    # tables from files in which everything is text
     texts: tuple[str, ...] = ("movies", "ratings")
 
 
@@ -51,7 +51,7 @@ Tables = dict[str, Table]
 
 
 def out_of_text(about: Table, stars: Table) -> tuple[str, ...]:
-    "Which of the two come out of a file in which everything is text."
+    "Which of the two tables come from files in which everything is text."
     return tuple(
         name
         for name, table in (("movies", about), ("ratings", stars))
@@ -68,10 +68,8 @@ def find_tables(
     files: dict[str, TableFile],  # by name
     sep: str | None = None,  # this and the next as for `find_table`
     encoding: str | None = None,
-) -> tuple[
-    Tables, dict[str, InputError]
-]:  # by name of the file; and what is wrong with the others
-    "Look at the files that may be tables of two columns at least."
+) -> tuple[Tables, dict[str, InputError]]:  # by file name; and errors of others
+    "Find the files that are tables with at least two columns."
     found, faults = {}, dict[str, InputError]()
     for name, file in islice(
         ((name, file) for name, file in files.items() if _TABLES.search(name)), 200
@@ -100,7 +98,7 @@ _ASIN, _REVIEWER = r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]", r"#?[A-Z0-9_]{11,40}"
 def by_position(
     table: Table,  # without a heading
 ) -> Columns:  # its columns by number -> ours
-    "What the columns of ratings without a heading are."
+    "Our names for columns of ratings without a heading."
     names = ["user_id", "item_id", "rating", "timestamp"]
     if len(table.columns) not in (3, 4):
         return {}
@@ -118,7 +116,7 @@ def by_position(
 
 
 def _own(table: Table, columns: Columns | None) -> Columns:
-    "What you have said of the columns of this table, and what their places say."
+    "What is said about the columns of this table, or follows from their places."
     said = {
         name: role for name, role in (columns or {}).items() if name in table.columns
     }
@@ -152,7 +150,7 @@ _ABOUT = re.compile(
 def _best(
     tables: Tables, merit: Callable[[str, Table], tuple[float, ...]], what: str
 ) -> Table | None:
-    "The table of most merit; raises `InputError` where two have as much."
+    "The table of most merit; raises `InputError` if two have the same."
     ranked = sorted(
         ((merit(name, table), name) for name, table in tables.items()), reverse=True
     )
@@ -168,8 +166,7 @@ def _best(
 def _two_tables(
     tables: Tables, columns: Columns | None
 ) -> tuple[Table | None, Table | None]:
-    """The table of ratings and the one about items, either of them None if there is
-    none."""
+    "The table of ratings and the table of items, or None where there is none."
 
     def rates(name: str, table: Table) -> tuple[float, ...]:
         names = _names(table, "ratings", columns)
@@ -216,7 +213,7 @@ _OF_ITEMS = (
 def _items_within(
     flat: pd.DataFrame, alone: bool, dropped: dict[str, int]
 ) -> pd.DataFrame:
-    "Items as they are told of in a table of ratings."
+    "Items from a table of ratings that describes them."
     items = flat.drop_duplicates("item_id")
     constant = []
     for name in [name for name in _OF_ITEMS if name in flat]:
@@ -239,7 +236,7 @@ def _items_within(
 
 # %% ../nbs/07m_layouts.ipynb #l32k
 def of_one_kind(pair: Pair) -> Pair:
-    "The same, ids out of texts as numbers where all of them are."
+    "The same tables, with ids from text as numbers where all of them are."
     tables = {"movies": pair.items, "ratings": pair.ratings}
     for column, names in (
         ("item_id", ("movies", "ratings")),
@@ -259,8 +256,7 @@ def whole_or_text(
     column: str,  # of ids of one kind of thing
     dropped: dict[str, int],
 ) -> list[pd.DataFrame]:
-    """Ids as whole numbers, rows with others counted and left out; or as text, where
-    most are no numbers."""
+    "Tables with ids as whole numbers, or as text where most are not numbers."
     whole = {what: as_whole(table[column]) for what, table in tables.items()}
     odd = pd.concat(
         [
@@ -291,10 +287,9 @@ def whole_or_text(
 def with_years(
     items: pd.DataFrame,
     dropped: dict[str, int],
-    said: bool = True,  # note it
+    said: bool = True,  # only where nearly all titles have one, with a note
 ) -> pd.DataFrame:
-    """Years taken off titles, where nearly all of them end in one in brackets and there
-    is no other."""
+    "Items with the year taken off their titles, if there is no column for it."
     if "year" in items or "title" not in items:
         return items
     title = items["title"].astype(object).where(items["title"].notna(), "").astype(str)
@@ -318,7 +313,7 @@ _NOUNS = (
 def guess_noun(
     words: Collection[str],  # names of files and columns
 ) -> str:
-    "What an item is called, by a word that is in one of these; else item."
+    "The word for an item, from names of files and columns; else item."
     text = " ".join(words).lower()
     found = [noun for noun in _NOUNS if noun in text]
     if found:
@@ -327,8 +322,7 @@ def guess_noun(
 
 
 def mended(ratings: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    """Ratings with a point for a comma in numbers, with times in seconds, and with 1
-    where there is no rating."""
+    "Ratings with decimal points, times in seconds, and 1 where none is given."
     out = ratings
     if "rating" not in out:
         dropped["note: rows of people and items without a rating, read as 1"] = len(out)
@@ -366,8 +360,7 @@ _COMMA = r"\s*-?\d+,\d+\s*"
 
 
 def with_points(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    """Items with a point for a comma in the numbers of those columns where it can be
-    nothing else."""
+    "Items with decimal points, in columns whose commas can only be decimal."
     out = items
     for name in map(str, items.columns):
         if name not in NUMBERS and not name.startswith(OWN_NUMBERS):
@@ -390,7 +383,7 @@ def with_points(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
 
 # %% ../nbs/07m_layouts.ipynb #l35
 def _roles(table: Table, columns: Columns) -> dict[str, str]:
-    "What the columns of ratings are, each taken by itself."
+    "Our names for the columns of ratings, each taken by itself."
     roles = {}
     for name in table.columns:
         said = {name: columns[name]} if name in columns else {}
@@ -403,7 +396,7 @@ def _roles(table: Table, columns: Columns) -> dict[str, str]:
 
 
 def _kinds(table: Table, roles: dict[str, str]) -> dict[str, Any]:
-    "Columns of ratings that seem to hold numbers, as far as they were looked at."
+    "Columns of ratings that hold numbers, by their first rows."
     kinds: dict[str, Any] = {}
     for at, name in enumerate(table.columns):
         cells = pd.Series(
@@ -422,12 +415,12 @@ def _kinds(table: Table, roles: dict[str, str]) -> dict[str, Any]:
 # %% ../nbs/07m_layouts.ipynb #l35p
 def read_pair(
     tables: Tables,
-    dropped: dict[str, int],  # what was found is noted here
+    dropped: dict[str, int],  # gets notes of what was found
     columns: Columns | None = None,  # your column -> its role, as for `renamed`
     faults: dict[str, InputError] | None = None,  # what is wrong with other files
-    alone: bool = False,  # whether one table is all there is meant to be
+    alone: bool = False,  # whether a single table is complete
 ) -> Pair | None:  # None if no table holds ratings
-    "Read any two tables, or one, by their columns."
+    "Read any two tables, or a single one, by their columns."
     every = {name for table in tables.values() for name in table.columns}
     if strange := [name for name in columns or {} if name not in every]:
         raise InputError(

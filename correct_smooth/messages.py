@@ -1,4 +1,4 @@
-"""Types that say what a request may hold and what an answer will, so that nobody has to read the code to find out.
+"""The types of requests and answers, so that nobody has to read code to use the service.
 
 Docs: https://correct-smooth.github.io/correct_smooth/messages.html.md"""
 
@@ -21,7 +21,7 @@ MOST_RATINGS = 1_000  # in a request
 
 
 def _whole(value: Any) -> Any:
-    "A whole number that came as 7.0, which to JSON is the same."
+    "The whole number for 7.0; in JSON both are the same."
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -37,20 +37,20 @@ class _Strict(BaseModel):
 
 
 class Rating(_Strict):
-    "What somebody gave an item, on the scale of the data."
+    "The rating of an item, on the scale of the data."
 
     item_id: ItemId
     rating: _REAL
 
 
 class Visit(_Strict):
-    "A visitor, as the ratings they bring."
+    "A visitor, as a list of ratings."
 
     ratings: Annotated[list[Rating], Field(max_length=MOST_RATINGS)]
 
 
 class Wish(Visit):
-    "What list a visitor wants."
+    "A request for a list."
 
     n: Annotated[
         int, Field(strict=True, ge=1, le=MOST_ITEMS), BeforeValidator(_whole)
@@ -68,13 +68,13 @@ class Wish(Visit):
 
 
 class Question(Visit):
-    "Why does a visitor get the score of an item?"
+    "A request for the reasons of a score."
 
     item_id: ItemId
 
 # %% ../nbs/14b_messages.ipynb #m08
 class Item(BaseModel):
-    "An item by name."
+    "An item with its name."
 
     item_id: int | str
     title: str
@@ -101,13 +101,13 @@ class Listed(Item):
 
 
 class Alike(Item):
-    "An item like another one."
+    "An item that is similar to another one."
 
     similarity: float
 
 # %% ../nbs/14b_messages.ipynb #m10
 class Part(Item):
-    "What one thing adds to a score."
+    "One contribution to a score."
 
     of: str
     part: str
@@ -118,7 +118,7 @@ class Part(Item):
 
 
 class About(BaseModel):
-    "What the service knows of."
+    "Name and size of the data, and the scale of ratings."
 
     name: str
     noun: str
@@ -134,6 +134,6 @@ class About(BaseModel):
 
 
 class Problem(BaseModel):
-    "Why there is no answer."
+    "Why a request was refused."
 
     detail: str

@@ -1,4 +1,4 @@
-"""A list and its reasons for one person, in a few milliseconds, on one thread and without a table on the way.
+"""A list and its reasons for one person, in a few milliseconds and on one thread.
 
 Docs: https://correct-smooth.github.io/correct_smooth/one_user.html.md"""
 
@@ -33,13 +33,13 @@ from .watch import Watch, discounted
 # %% ../nbs/07h_one_user.ipynb #o05
 @dataclass(frozen=True, eq=False)
 class Person:
-    "One person to be scored: a user of the model, a visitor, or the mean of all."
+    "One person to score: a user of the model, a visitor, or the mean user."
 
-    model: Embeddings  # the items', and of users this person alone
+    model: Embeddings  # of all items, and of this person only
     labels: sparse.csc_matrix  # (n_items, 1) labels, or targets
     # (n_items, 1) what was watched; None: there are no watch scores
     history: sparse.csc_matrix | None = None
-    is_mean: bool = False  # whether the history is that of everybody
+    is_mean: bool = False  # whether the history is the mean of all users
     # positions of items that were seen and have no label; None: none
     seen: np.ndarray | None = None
 
@@ -48,7 +48,7 @@ def user_column(
     M: sparse.csc_matrix,  # (n_items, m)
     at: int,
 ) -> sparse.csc_matrix:  # (n_items, 1)
-    "One column, as a view."
+    "One column of a sparse matrix, as a view."
     some = slice(M.indptr[at], M.indptr[at + 1])
     starts = np.array([0, some.stop - some.start], M.indptr.dtype)
     out = sparse.csc_matrix((M.shape[0], 1), dtype=M.dtype)
@@ -63,7 +63,7 @@ def known_person(
     # (n_items, n_users) stored: seen, without a label
     seen: sparse.csc_matrix | None = None,
 ) -> Person:
-    "A user of the model."
+    "A user of the model, by position."
     history, mean = None, False
     if watch is not None:
         last = watch.M.shape[1] - 1
@@ -78,7 +78,7 @@ def base_scores(
     person: Person,
     items: np.ndarray | None = None,  # positions; None: all
 ) -> np.ndarray:  # z, float32
-    "What the model says by itself."
+    "Base scores of one person: those of the model alone."
     model = person.model
     H, c = (model.H, model.c) if items is None else (model.H[items], model.c[items])
     out = H @ model.U[0] + model.b[0] + c
@@ -130,8 +130,7 @@ def _means_at(
 
 # %% ../nbs/07h_one_user.ipynb #o12
 def _is_mean(config: Refinement) -> bool:
-    """Whether a correction is the mean residual of neighbours, by the rule of this
-    package."""
+    "Whether corrections are mean residuals of neighbours, by the package's rule."
     known = type(config).correction in (
         Refinement.correction,
         CorrectAndSmooth.correction,
@@ -140,7 +139,7 @@ def _is_mean(config: Refinement) -> bool:
 
 
 def _correction(E: sparse.csc_matrix, scorer: Scorer) -> Any:  # (n_items, 1)
-    "What one person's residuals add, before trust."
+    "The correction from one person's residuals, before trust."
     config = scorer.config
     if not _is_mean(config):
         return config.correction(E, scorer.graph)
@@ -154,7 +153,7 @@ def _correction(E: sparse.csc_matrix, scorer: Scorer) -> Any:  # (n_items, 1)
 
 def refined_scores(
     person: Person,
-    scorer: Scorer,  # whose graph and refinement count
+    scorer: Scorer,  # its graph and refinement are used
 ) -> tuple[np.ndarray, np.ndarray]:  # (n_items,) each: base and refined
     "Scores of every item, for one person."
     config, y = scorer.config, person.labels
@@ -206,7 +205,7 @@ def _watch_scores(
 
 
 def watch_scores(person: Person, watch: Watch) -> np.ndarray:  # q, (n_items,) float32
-    "What one person will watch, of every item."
+    "Watch scores of all items, for one person."
     assert person.history is not None
     B, F, m = watch.B, watch.filling, person.history
     return _watch_scores(
@@ -217,7 +216,7 @@ def watch_scores(person: Person, watch: Watch) -> np.ndarray:  # q, (n_items,) f
 def _left_out(
     person: Person, exclude_seen: bool, n_items: int
 ) -> sparse.csc_matrix:  # (n_items, 1)
-    "What a person should not get again."
+    "Items that a person should not get again, as a column."
     if not exclude_seen:
         return sparse.csc_matrix((n_items, 1), dtype=np.float32)
     if person.seen is None or not len(person.seen):
@@ -235,7 +234,7 @@ def top_list(
     n: int,
     # (n_items,) True for items that this person should not get
     exclude_mask: np.ndarray,
-    exclude_seen: bool = True,
+    exclude_seen: bool = True,  # leave out items with a label, and `person.seen`
 ) -> dict[str, np.ndarray]:  # item, base, refined, watch, score; best first
     "The best items for one person."
     scorer, watch = ranking.scorer, ranking.watch
@@ -277,14 +276,14 @@ Reasons = dict[str, np.ndarray]  # part, item, label, expected, contribution
 
 
 def _by_size(found: Reasons) -> Reasons:
-    "Those that add or take away something, the largest first."
+    "Contributions that are not 0, the largest first."
     order = np.argsort(-np.abs(found["contribution"]), kind="stable")
     order = order[found["contribution"][order] != 0]
     return {name: column[order] for name, column in found.items()}
 
 
 def liking_reasons(person: Person, scorer: Scorer, i: int) -> Reasons:
-    "A refined score as parts, the base score first."
+    "Contributions to a refined score, the base score first."
     y = person.labels
     found = parts(i, lambda at: base_scores(person, at), y, scorer.graph, scorer.config)
     kind = np.where(y.indices == i, "own label", "neighbour").astype(object)
@@ -319,8 +318,7 @@ def liking_reasons(person: Person, scorer: Scorer, i: int) -> Reasons:
 
 
 def watching_reasons(person: Person, watch: Watch, i: int) -> Reasons:
-    """A watch score as what each watched item adds; of somebody without ratings, one
-    part."""
+    "Contributions to a watch score; a single one for a person without ratings."
     m, F = person.history, watch.filling
     assert m is not None
     taken, own = np.zeros(F.shape[0], np.float32), slice(F.indptr[i], F.indptr[i + 1])

@@ -1,4 +1,4 @@
-"""Goodbooks, Book-Crossing, Amazon's reviews, MovieLens 100K: recognised by their columns, traps included.
+"""Goodbooks, Book-Crossing, Amazon's reviews and MovieLens 100K, recognised by their columns and read without their traps.
 
 Docs: https://correct-smooth.github.io/correct_smooth/published.html.md"""
 
@@ -35,7 +35,7 @@ from .tables import read_csv
 
 # %% ../nbs/07n_published.ipynb #l09
 def _plain(name: str) -> str:
-    "A column's name in small letters, without anything else."
+    "The letters and digits of a column's name, in lower case."
     return re.sub(r"[\W_]", "", name).lower()
 
 
@@ -53,7 +53,7 @@ def _holding(tables: Tables, *columns: str) -> Table | None:
 def _read_some(
     table: Table, columns: dict[str, str], dropped: dict[str, int], **options: Any
 ) -> pd.DataFrame:
-    "Some columns of a table, renamed, whatever case and hyphens they are written with."
+    "Some columns of a table, renamed; case and hyphens do not matter."
     by_name = {_plain(name): name for name in table.columns}
     there = {
         ours: by_name[_plain(name)]
@@ -76,7 +76,7 @@ _SHELVES = 20  # of a book
 
 
 def _shelves(tables: Tables, dropped: dict[str, int]) -> pd.Series | None:
-    "The shelves of each book, most used first, by Goodreads' number."
+    "Shelves of each book, most used first, by the number of Goodreads."
     counted = _holding(tables, "goodreads_book_id", "tag_id", "count")
     words = _holding(tables, "tag_id", "tag_name")
     if counted is None or words is None:
@@ -96,7 +96,7 @@ def _shelves(tables: Tables, dropped: dict[str, int]) -> pd.Series | None:
 
 def read_goodbooks(
     tables: Tables,
-    dropped: dict[str, int],  # what was found is noted here
+    dropped: dict[str, int],  # gets notes of what was found
 ) -> Pair | None:  # None if these are other tables
     "Read goodbooks-10k, either release, with its shelves as keywords."
     books = _holding(tables, "book_id", "work_id", "authors")
@@ -128,7 +128,7 @@ _CROSSING = {
 
 
 def _unslipped(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    "Rows whose title has swallowed the author, put right."
+    "Rows in which the author is part of the title, repaired."
     both = items["title"].str.extract(r'^(.*?)\\?";"?(.+?)"?$')
     rows = both[1].notna() & (
         as_numbers(items["year"]).isna() | (as_numbers(items["creators"]) > 0)
@@ -150,7 +150,7 @@ def _unslipped(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
 
 
 def _letters(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    "Texts with the letters that HTML's marks stand for."
+    "Texts with characters in place of HTML entities."
     n = 0
     for name in [
         name for name in ("title", "creators", "companies", "overview") if name in items
@@ -170,15 +170,15 @@ def _letters(items: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
 
 
 def _one_name(text: str) -> list[str]:
-    "A cell that holds one name, whatever is in it."
+    "A cell that holds a single name, also if it has commas."
     return [text.strip()] if text.strip() else []
 
 # %% ../nbs/07n_published.ipynb #l15
 def read_book_crossing(
     tables: Tables,
-    dropped: dict[str, int],  # what was found is noted here
+    dropped: dict[str, int],  # gets notes of what was found
 ) -> Pair | None:  # None if these are other tables
-    "Read Book-Crossing, as published or as Kaggle has it; a rating of 0 is no opinion."
+    "Read Book-Crossing, the original or Kaggle's; a rating of 0 is no opinion."
     books = _holding(tables, "ISBN", "Book-Title", "Book-Author")
     stars = _holding(tables, "User-ID", "ISBN", "Book-Rating")
     if books is None or stars is None:
@@ -227,8 +227,7 @@ def _flat(cell: Any) -> list[str]:
 
 
 def _products(items: pd.DataFrame) -> pd.DataFrame:
-    """Products as their table has them, under our names: texts joined, a price as a
-    number."""
+    "Products with our column names, joined texts, and prices as numbers."
     empty = pd.Series([None] * len(items), items.index, dtype=object)
     parts = ("text", "more", "shelf", "genres")
     text, more, shelf, genres = (items.get(name, empty).map(_flat) for name in parts)
@@ -251,10 +250,9 @@ def _products(items: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/07n_published.ipynb #l20
 def read_amazon(
     tables: Tables,
-    dropped: dict[str, int],  # what was found is noted here
+    dropped: dict[str, int],  # gets notes of what was found
 ) -> Pair | None:  # None if these are other tables
-    """Read Amazon's reviews and what they are about, as JSON lines or CSV, of any
-    generation."""
+    "Read Amazon's reviews and products, of any generation, JSON lines or CSV."
     for user, item, rating in (
         ("user_id", "parent_asin", "rating"),
         ("reviewerID", "asin", "overall"),
@@ -284,7 +282,7 @@ def _bare_table(file: TableFile, sep: str, names: list[str]) -> pd.DataFrame:
 
 def read_movielens_100k(
     files: dict[str, TableFile],
-    dropped: dict[str, int],  # what was found is noted here
+    dropped: dict[str, int],  # gets notes of what was found
 ) -> Pair:
     "Read MovieLens 100K: `u.data`, `u.item`, and the names of genres in `u.genre`."
     if absent := [
@@ -328,7 +326,7 @@ READERS = {
 
 
 def _nothing(tables: Tables, faults: dict[str, InputError], where: str) -> InputError:
-    "What to say where no table holds ratings."
+    "The error for files without a table of ratings."
     if faults:
         return next(iter(faults.values()))
     heads = {
@@ -346,14 +344,14 @@ def _nothing(tables: Tables, faults: dict[str, InputError], where: str) -> Input
 
 def read_layout(
     files: dict[str, TableFile],  # by name
-    where: str,  # they lie, for messages
-    dropped: dict[str, int],  # what was found is noted here
+    where: str,  # the place of the files, for messages
+    dropped: dict[str, int],  # gets notes of what was found
     columns: Columns | None = None,  # your column -> its role
     sep: str | None = None,  # this and the next as for `find_table`
     encoding: str | None = None,
-    alone: bool = False,  # whether one table is all there is meant to be
+    alone: bool = False,  # whether a single table is complete
 ) -> Pair | None:  # None if there is no table at all
-    "Read the tables there are, by whichever reader knows their columns."
+    "Read tables with the reader that knows their columns, else as any two tables."
     tables, faults = find_tables(files, sep, encoding)
     if not tables and not faults:
         return None

@@ -1,4 +1,4 @@
-"""A model takes people in and forgets them while it answers, and every answer is of one moment.
+"""Users are added to a model and deleted from it while it answers, and no answer mixes two states.
 
 Docs: https://correct-smooth.github.io/correct_smooth/ready.html.md"""
 
@@ -37,8 +37,7 @@ from .watch import Watch, watched
 def only_seen(
     data: Dataset,
 ) -> sparse.csc_matrix | None:  # (n_items, n_users + 1), as labels are
-    """Items that users have seen and that nothing was learned from; None if there are
-    none."""
+    "Items that users have seen, without a label; None if there are none."
     user, item = np.empty(0, np.int64), np.empty(0, np.int64)
     if data.hidden is not None:
         user = data.hidden.user.astype(np.int64)
@@ -57,12 +56,11 @@ def only_seen(
 # %% ../nbs/07j_ready.ipynb #v08
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A fitted model and what its answers are made of; never changed, only replaced as
-    a whole."""
+    "A fitted model and what its answers are made of; replaced, never modified."
 
     state: Fitted
     X: sparse.csr_matrix  # (n_items, n_features)
-    scorer: Scorer  # behind the last user stands the mean of all, for strangers
+    scorer: Scorer  # the row after the last user is the mean user
     # (n_items, n_users + 1) items seen that have no label
     seen: sparse.csc_matrix | None
 
@@ -87,12 +85,11 @@ class Ready:
 
     @cached_property
     def scale(self) -> tuple[float, float]:
-        "The least and the largest rating that it has learned from."
+        "The smallest and the largest rating that the model has learned from."
         return float(self.state.data.rating.min()), float(self.state.data.rating.max())
 
     def off_scale(self, ratings: np.ndarray) -> str:
-        """What to say of ratings beyond that by more than a step; empty if there are
-        none."""
+        "A message about ratings outside the scale; empty if there are none."
         (low, high), step = self.scale, self.state.data.people.step
         apart = (ratings < low - step) | (ratings > high + step)
         if self.state.data.no_opinion is not None:
@@ -103,7 +100,7 @@ class Ready:
         return f"{some} are off the scale of the model, {low:g} to {high:g}"
 
     def rows(self, user_ids: Any) -> np.ndarray:
-        "Positions of users; strangers get that of the mean user."
+        "Positions of users; unknown users get that of the mean user."
         at = find_ids(user_ids, self.state.data.users)
         return np.where(at < 0, len(self.state.data.users), at)
 
@@ -116,8 +113,7 @@ def newcomer_vectors(
     ready: Ready,
     Y: sparse.csc_matrix,  # (n_items, m) labels, or targets
 ) -> tuple[np.ndarray, np.ndarray]:  # U (m, k), b (m,)
-    """Vectors of people that training has not seen; the penalty is that of training, or
-    nearly none."""
+    "Vectors and biases of newcomers, with the penalty of training, at least 0.1."
     model = ready.scorer.model
     if model.head is not None:
         raise InputError(
@@ -132,8 +128,7 @@ def newcomer_vectors(
 def _rewatched(
     watch: Watch | None, theirs: Dataset, concerned: np.ndarray, n_users: int
 ) -> Watch | None:
-    """Watch scores with the histories of some users renewed; nothing has to be solved
-    for."""
+    "Watch scores with the histories of some users renewed; weights stay."
     if watch is None:
         return None
     M = watched(theirs, watch.config.disliked)
@@ -151,11 +146,10 @@ def _with_users(
 
 def with_ratings(
     ready: Ready,
-    # user_id, item_id, rating and perhaps timestamp; of pandas, polars or Arrow
+    # user_id, item_id, rating, perhaps timestamp; of pandas, polars or Arrow
     ratings: Any,
 ) -> Ready:
-    """The same model with new ratings, untrained: newcomers have a vector, and labels
-    are up to date."""
+    "The same model with new ratings, without training; newcomers get a vector."
     state, scorer, ratings = (
         ready.state,
         ready.scorer,
@@ -176,7 +170,7 @@ def with_ratings(
     aims = targets(theirs, state.settings["training"].target)
     shape = (len(data.items), len(concerned))
     Y = label_matrix(theirs.user, theirs.item, aims, shape)
-    # people no training has seen, now or when they came
+    # newcomers: not among the users of the training
     late = concerned >= state.trained
     models = (
         _with_users(ready, concerned[late], Y[:, late]) if late.any() else state.models
@@ -193,9 +187,11 @@ def with_ratings(
 
 # %% ../nbs/07j_ready.ipynb #v30
 def nearest(
-    H: np.ndarray, i: int, n: int
+    H: np.ndarray,  # (m, k) vectors
+    i: int,  # row to compare with
+    n: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # positions, cosines
-    "The rows most like one row."
+    "The rows with the largest cosine to one row, without that row."
     cosine = (
         H @ H[i] / np.maximum(np.linalg.norm(H, axis=1) * np.linalg.norm(H[i]), 1e-9)
     )
@@ -209,8 +205,7 @@ def users_like(
     user: Any,  # id of a known user
     n: int,
 ) -> pd.DataFrame:  # user_id, similarity; nearest first
-    """The users whose vectors are most like one user's; raises `InputError` for an
-    unknown one."""
+    "The users with the most similar vectors; `InputError` for an unknown user."
     check_number("n", n, 1, whole=True)
     users = ready.state.data.users
     found, cosine = nearest(
@@ -220,8 +215,7 @@ def users_like(
 
 # %% ../nbs/07j_ready.ipynb #v19
 def as_list(ids: Any, name: str) -> list[Any] | np.ndarray:
-    """Ids as a list, or as the array they are; raises `InputError` for a single one, or
-    a table."""
+    "Ids as a list or an array; raises `InputError` for a single id or a table."
     given = np.asarray(ids) if hasattr(ids, "__array__") else ids
     shape = getattr(given, "shape", (1,))
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not shape:
@@ -237,7 +231,7 @@ def as_list(ids: Any, name: str) -> list[Any] | np.ndarray:
 
 # %% ../nbs/07j_ready.ipynb #v33
 def _without(data: Dataset, gone: pd.Index) -> Dataset:
-    "A data set without some users, held-out and seen items included."
+    "A data set without some users, also in held-out ratings and seen items."
     stays = ~data.users.isin(gone)
     kept = some_ratings(data, stays[data.user], np.flatnonzero(stays))
     seen = (
@@ -255,8 +249,7 @@ def forgotten(
     state: Fitted,
     users: np.ndarray,  # positions
 ) -> Fitted:
-    """A model without some users; raises `InputError` if nobody would be left of those
-    it was trained with."""
+    "A model without some users; raises `InputError` if no trained user is left."
     kept = np.setdiff1d(np.arange(len(state.data.users)), users)
     if not (trained := int((kept < state.trained).sum())):
         raise InputError(
@@ -272,7 +265,7 @@ def forgotten(
 
 # %% ../nbs/07j_ready.ipynb #v33c
 def without_users(ready: Ready, user_ids: Any) -> Ready:
-    "The same model without some users; raises `InputError` for one it does not know."
+    "The same model without some users; raises `InputError` for an unknown one."
     at = np.unique(
         positions(as_list(user_ids, "user_ids"), ready.state.data.users, "user")
     )
@@ -292,10 +285,9 @@ def without_users(ready: Ready, user_ids: Any) -> Ready:
 
 def forget_saved(
     folder: str | Path,  # of a saved model, which is replaced as a whole
-    user_ids: Any,
+    user_ids: Any,  # of known users
 ) -> None:
-    """Take users out of a saved model; raises `InputError` for one it does not know,
-    and changes nothing then."""
+    "Delete users from a saved model; an unknown user is an error and changes nothing."
     state = read_model(folder)
     at = np.unique(positions(as_list(user_ids, "user_ids"), state.data.users, "user"))
     write_model(folder, forgotten(state, at))

@@ -1,4 +1,4 @@
-"""`cs_serve --model cs_results/model`, and there is a page with lists and reasons at http://127.0.0.1:8000.
+"""One command starts a page with lists and reasons: `cs_serve --model cs_results/model`, at http://127.0.0.1:8000.
 
 Docs: https://correct-smooth.github.io/correct_smooth/serve.html.md"""
 
@@ -19,7 +19,7 @@ from .shell import command, say
 
 # %% ../nbs/14a_serve.ipynb #z05
 def check_extra() -> None:
-    "Raise `InputError` if what the service is made of is not installed."
+    "Raise `InputError` if FastAPI or uvicorn is not installed."
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
         raise InputError(
@@ -28,10 +28,10 @@ def check_extra() -> None:
 
 # %% ../nbs/14a_serve.ipynb #z08
 def listener(
-    host: str,
+    host: str,  # name or address of this machine
     port: int,  # 0: any that is free
 ) -> socket.socket:
-    "A socket that takes calls already; raises `InputError` where none can be had."
+    "A socket that is listening; raises `InputError` if it cannot be opened."
     check_number("port", port, 0, 65_535, whole=True)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -45,14 +45,13 @@ def listener(
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """Names that a service at this address answers to: at home only those of home,
-    elsewhere any."""
+    "Host names to answer to: the local ones at a local address, else any."
     home = ["localhost", "127.0.0.1", "[::1]"]
     return home if host in ("localhost", "127.0.0.1", "::1") else ["*"]
 
 
 def address(host: str, port: int) -> str:
-    "Where a browser finds it."
+    "The URL for a browser."
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 # %% ../nbs/14a_serve.ipynb #z11
@@ -61,7 +60,7 @@ def run_service(
     place: socket.socket,  # of `listener`
     host: str,
 ) -> None:
-    "Answer until somebody ends it."
+    "Answer requests until the process is stopped."
     import uvicorn
 
     from correct_smooth.service import service
@@ -79,12 +78,11 @@ def run_service(
 @command
 def cs_serve(
     model: str = "",  # folder of a saved model, such as cs_results/model
-    # address to listen at; 0.0.0.0: whoever reaches this machine may ask
+    # address to listen at; 0.0.0.0: open to all who reach this machine
     host: str = "127.0.0.1",
     port: int = 8000,  # 0: any that is free
 ) -> None:
-    """A page and an HTTP service with lists and reasons. Example: cs_serve --model
-    cs_results/model"""
+    "Lists over HTTP, with a page. Example: cs_serve --model cs_results/model"
     needed(model=model)
     check_extra()
     with listener(host, port) as place:

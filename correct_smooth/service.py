@@ -1,4 +1,4 @@
-"""A saved model that answers over HTTP: lists and reasons for whoever looks in, described for machines, and a page for people.
+"""A saved model that answers over HTTP: lists and reasons for programs, and a page for people.
 
 Docs: https://correct-smooth.github.io/correct_smooth/service.html.md"""
 
@@ -74,7 +74,7 @@ class Desk:
 
     @cached_property
     def about(self) -> About:
-        "What the service knows of."
+        "Name and size of the data, and the scale of ratings."
         data, watch = self.ready().state.data, self.ready().state.watch
         share = (
             watch.config.liking / (1 + watch.config.liking)
@@ -91,8 +91,7 @@ class Desk:
 
     @cached_property
     def plain(self) -> tuple[pd.Index, np.ndarray]:
-        """The items, and the title of each as it is searched in: words, each with a
-        space before it."""
+        "The items, and their titles for search: words, each after a space."
         ready = self.ready()
         plain = {
             title: f" {plain_title(title)}" for title in dict.fromkeys(ready.titles)
@@ -103,7 +102,7 @@ class Desk:
 
     @cached_property
     def names(self) -> list[dict[str, Any]]:  # item_id, title, year
-        "What each item is called."
+        "Id, title and year of each item."
         movies = self.ready().state.data.movies
         years = movies.get("year", pd.Series(np.nan, movies.index))
         rows = zip(movies.index.tolist(), self.ready().titles, years, strict=True)
@@ -117,11 +116,11 @@ class Desk:
         ]
 
     def named(self, positions: Any) -> list[dict[str, Any]]:
-        "Items by position, with what they are called."
+        "Items by position, with id, title and year."
         return [self.names[i] for i in positions]
 
     def positions(self, ids: Sequence[Any], what: str = "item") -> np.ndarray:
-        "Where items, or users, are; answers 404 for one that is unknown."
+        "Positions of items or users; answers 404 for an unknown one."
         data = self.ready().state.data
         at = find_ids(list(ids), data.users if what == "user" else data.items)
         if (at < 0).any():
@@ -131,8 +130,7 @@ class Desk:
 
 # %% ../nbs/14_service.ipynb #s13
 def search(desk: Desk, query: str, n: int) -> np.ndarray:  # positions
-    """Items whose titles have words that begin like those of the query, and then those
-    that come near."""
+    "Items with words that begin like those of the query, then similar titles."
     ready, (items, plain) = desk.ready(), desk.plain
     words = [f" {word}" for word in plain_title(query).split()]
     if not words:
@@ -155,8 +153,7 @@ def search(desk: Desk, query: str, n: int) -> np.ndarray:  # positions
 def _spoken(
     person: Person, ready: Ready, i: int, share: float
 ) -> np.ndarray:  # (n_items,)
-    """How much each of a person's items speaks for another one; those that speak at all
-    add up to one."""
+    "The share of each rated item in what speaks for item i; shares add up to 1."
     total, watch = np.zeros(len(ready.titles), np.float64), ready.state.watch
     kinds = [(share if watch else 1.0, lambda: liking_reasons(person, ready.scorer, i))]
     if watch is not None:
@@ -177,7 +174,7 @@ def because(
     ratings: sparse.csc_matrix,  # (n_items, 1) that the person gave
     items: np.ndarray,  # positions
     share: float,  # of liking in the order of the list
-    most: int,  # ratings to tell of, for each item
+    most: int,  # ratings to name, for each item
 ) -> list[list[Because]]:
     "For each item the ratings that speak for it most, largest first."
     rating = dict(zip(ratings.indices.tolist(), ratings.data.tolist(), strict=True))
@@ -200,7 +197,7 @@ router = APIRouter(
 
 
 def desk_of(request: Request) -> Desk:
-    "The desk of the service that a request has come to."
+    "The `Desk` of the service that got a request."
     return request.app.state.desk
 
 
@@ -217,7 +214,7 @@ def health() -> dict[str, str]:
 
 @router.get("/about")
 def about(desk: _Desk) -> About:
-    "What the service knows of."
+    "Name and size of the data, and the scale of ratings."
     return desk.about
 
 
@@ -225,7 +222,7 @@ def about(desk: _Desk) -> About:
 def items(
     desk: _Desk, query: Annotated[str, Query(max_length=200)], n: _N = 10
 ) -> list[Item]:
-    "Items by the beginning of their title, or near it."
+    "Items whose title begins like the query, or is similar to it."
     return [Item(**about) for about in desk.named(search(desk, query, n))]
 
 
@@ -244,7 +241,7 @@ def similar(
 
 # %% ../nbs/14_service.ipynb #s20
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    "Rows of a table, nothing where a number is missing."
+    "Rows of a table, with None where a number is missing."
     rows = table.astype(object).to_dict("records")
     return [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}
@@ -255,7 +252,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _listed(
     desk: Desk, top: pd.DataFrame, why: list[list[Because]] | None = None
 ) -> list[Listed]:
-    "A list as it goes out."
+    "A list as the answer holds it."
     named = desk.named(desk.positions(top["item_id"].tolist()) if len(top) else [])
     scores = _rows(top[["rank", "base", "refined", "watch", "score"]])
     rows = zip(named, scores, why or [[] for _ in named], strict=True)
@@ -265,7 +262,7 @@ def _listed(
 def _visitor(
     desk: Desk, ready: Ready, visit: Visit
 ) -> tuple[Person, sparse.csc_matrix]:
-    "The person that some ratings make; answers 404 for an item that is unknown."
+    "The visitor with these ratings; answers 404 for an unknown item."
     if visit.ratings:
         desk.positions([one.item_id for one in visit.ratings])
     return visitor(ready, [(one.item_id, one.rating) for one in visit.ratings])
@@ -299,7 +296,7 @@ def recommend(desk: _Desk, wish: Wish) -> list[Listed]:
 
 @router.post("/explain")
 def explain(desk: _Desk, question: Question) -> list[Part]:
-    "Why a visitor's scores of an item are what they are: contributions that add up."
+    "The contributions to a visitor's scores of an item; they add up."
     ready = desk.ready()
     person, given = _visitor(desk, ready, question)
     why = reasons(ready, person, given, int(desk.positions([question.item_id])[0]))
@@ -334,17 +331,17 @@ _Send = Callable[[_Scope], Awaitable[None]]
 
 
 class _TooLarge(Exception):
-    "More has arrived than a request may have."
+    "A request is larger than allowed."
 
 
 class LimitBody:
-    "Refuses requests of too many bytes, whatever they say of their length."
+    "Refuses requests of too many bytes, whatever length they claim."
 
     def __init__(self, app: Any, most: int = MOST_BYTES):
         self.app, self.most = app, most
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        "Pass a request on, its bytes counted."
+        "Pass a request on, and count its bytes."
         arrived, begun = 0, False
 
         async def counted() -> _Scope:
@@ -357,9 +354,8 @@ class LimitBody:
 
         async def sent(message: _Scope) -> None:
             nonlocal begun
-            if (
-                begun or arrived <= self.most
-            ):  # else what the application makes of half a request
+            # not the answer of the application to half a request
+            if begun or arrived <= self.most:
                 begun = True
                 await send(message)
 
@@ -385,7 +381,7 @@ def _problem(code: int, text: str) -> JSONResponse:
 
 
 def _place(error: Any) -> str:
-    "Where a value stands that does not fit."
+    "The place of a wrong value, by name."
     named = [
         str(part)
         for part in error["loc"][1:]
@@ -395,7 +391,7 @@ def _place(error: Any) -> str:
 
 
 def _say_errors(app: FastAPI) -> None:
-    "Answer mistakes in one form."
+    "Answer all errors in one form."
 
     @app.exception_handler(RequestValidationError)
     def unfit(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -422,13 +418,12 @@ def _say_errors(app: FastAPI) -> None:
 
 # %% ../nbs/14_service.ipynb #s25
 def page() -> str:
-    "The page for people."
+    "The HTML of the page for people."
     return files("correct_smooth").joinpath("service.html").read_text(encoding="utf-8")
 
 
 def policy(html: str) -> str:
-    """What a browser may do with a page: run its script, show its style, ask its own
-    service."""
+    "The content security policy of a page: its own script, style and service."
     sums = {
         tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for tag, text in re.findall(r"<(script|style)>(.*?)</\1>", html, re.DOTALL)
@@ -442,7 +437,7 @@ def policy(html: str) -> str:
 # %% ../nbs/14_service.ipynb #s26
 def service(
     recommender: Any,  # a fitted `CorrectSmoothRecommender`
-    hosts: Sequence[str] = ("*",),  # names by which the service may be called
+    hosts: Sequence[str] = ("*",),  # host names that the service answers to
 ) -> FastAPI:
     "The service of a model, as an ASGI application."
     html = page()

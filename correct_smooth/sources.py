@@ -1,4 +1,4 @@
-"""MovieLens, The Movies Dataset or two tables of yours, read from where they lie, dirt and all.
+"""Reads MovieLens, The Movies Dataset or your own two tables, and counts what could not be used.
 
 Docs: https://correct-smooth.github.io/correct_smooth/sources.html.md"""
 
@@ -77,8 +77,7 @@ _PLAIN = re.compile(
 
 
 def _names(text: Any) -> tuple[str, ...]:
-    """The `name` of each entry in a literal list of dicts; `ValueError` if it is no
-    such list."""
+    "The `name` of each entry in a literal list of dicts, or `ValueError`."
     if isinstance(text, str) and _PLAIN.fullmatch(text):
         return tuple(quoted[1:-1] for quoted in _NAMED.findall(text))
     found = literal(text) if isinstance(text, str) else []
@@ -91,8 +90,7 @@ def _names(text: Any) -> tuple[str, ...]:
 
 
 def _parse_names(column: pd.Series, dropped: dict[str, int]) -> pd.Series:
-    """Each cell's names, every distinct text parsed once; cells that cannot be read are
-    empty and counted."""
+    "The names in each cell; cells that cannot be read are empty and counted."
     codes, texts = pd.factorize(column)
     parsed, broken = [], np.zeros(len(texts), bool)
     for k, text in enumerate(texts):
@@ -123,7 +121,7 @@ _TMDB = {
 def _tmdb_movies(
     catalogue: pd.DataFrame, words: pd.DataFrame | None, dropped: dict[str, int]
 ) -> pd.DataFrame:
-    "Metadata and keywords by TMDB id, one row a movie."
+    "Metadata and keywords by TMDB id, one row for each movie."
     again = catalogue["tmdb"].duplicated()
     dropped["metadata rows with a TMDB id seen before"] = int(again.sum())
     catalogue = catalogue[~again].set_index("tmdb")
@@ -162,7 +160,7 @@ _RATING_KINDS = {
 
 
 def _name(path: Path) -> str:
-    "What data are called by where they lie."
+    "The name of a data set: that of its folder or file."
     path = path.expanduser().resolve()
     return path.name if path.is_dir() else path.name.split(".")[0] or path.name
 
@@ -170,7 +168,7 @@ def _name(path: Path) -> str:
 def read_movies_dataset(
     # or zip: movies_metadata, links(_small), ratings(_small) and perhaps keywords, .csv
     folder: str | Path,
-    # all 26 million ratings, or the small file; None: small if it is there
+    # all 26 million ratings, or the small file; None: the small one if it exists
     full: bool | None = None,
 ) -> MovieData:
     "Read Kaggle's The Movies Dataset (rounakbanik); movies keep their MovieLens ids."
@@ -231,7 +229,7 @@ _MOVIELENS = {
 def _movielens_table(
     files: dict[str, TableFile], table: str, path: Path, dropped: dict[str, int]
 ) -> pd.DataFrame:
-    "One of the tables, from its .csv or its older .dat."
+    "One of the tables, from its `.csv` or its older `.dat`."
     columns, timed = _MOVIELENS[table], ["timestamp"]
     name = next(
         (
@@ -308,8 +306,7 @@ USER_HASH = "cs_user_hash"
 
 
 def _stream(file: pq.ParquetFile) -> pd.DataFrame | None:
-    """Columns of plain numbers, a million rows at a time into arrays made before; None
-    if there are others."""
+    "A table of plain numbers, read in batches; None if there are other columns."
     schema = [column for column in file.schema_arrow if column.name != USER_HASH]
     plain = [
         pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
@@ -361,8 +358,7 @@ def _read_table(folder: Path, name: str, dropped: dict[str, int]) -> pd.DataFram
 def written_noun(
     path: Path,  # of a table of items
 ) -> str | None:
-    """What an item is called, as it was noted when the table was written; None if it
-    was not."""
+    "The word for an item, as noted in the table; None if there is no note."
     if path.suffix != ".parquet" or not path.is_file():
         return None
     with reading(path):
@@ -375,8 +371,7 @@ def written_noun(
 def read_tables(
     folder: str | Path,  # holds movies and ratings, each .parquet or .csv
 ) -> MovieData:
-    """Read two tables called movies and ratings, whatever the movies are: columns are
-    ours, or can be guessed."""
+    "Read two tables called movies and ratings, with our columns or known ones."
     folder, dropped = Path(folder), dict[str, int]()
     tables = {
         name: _read_table(folder, name, dropped) for name in ("movies", "ratings")
@@ -425,8 +420,7 @@ def write_tables(
 def _known_reader(
     files: dict[str, TableFile], path: Path
 ) -> Callable[[Path], MovieData] | None:
-    """The reader of data that come under names of their own, of files in one folder or
-    zip."""
+    "The reader that knows files of these names, or None."
     if (
         files.keys() & {"movies.dat", "ratings.dat"}
         or {"movie.csv", "rating.csv"} <= files.keys()
@@ -453,7 +447,7 @@ def _read(
     sep: str | None,
     encoding: str | None,
 ) -> tuple[MovieData, float | None]:
-    "What is there, every row of it, and the rating that is known to say nothing."
+    "The data with all their rows, and the rating known to mean no opinion."
     source = (
         os.environ.get("CORRECT_SMOOTH_DATA") or "demo" if source is None else source
     )
@@ -501,22 +495,19 @@ def _read(
 
 # %% ../nbs/07e_sources.ipynb #c024l
 def load_data(
-    source: str
-    | Path
-    # demo, synthetic, or where files are; None: $CORRECT_SMOOTH_DATA, or demo
-    | None = None,
-    liked: float | str = "mean",  # this and the next as for `movie_data`
-    no_opinion: float | str = "find",
-    # your column -> its role, or one of our columns; both tables in one
+    # demo, synthetic, or a path; None: `CORRECT_SMOOTH_DATA`, else demo
+    source: str | Path | None = None,
+    # from which rating on a movie is liked, or mean; as for `movie_data`
+    liked: float | str = "mean",
+    no_opinion: float | str = "find",  # a rating that means none; as for `movie_data`
+    # your column -> its role, or one of our columns; for both tables
     columns: Columns | None = None,
-    # what an item is called; None: as the data seem to call it
-    noun: str | None = None,
-    # between cells of text, such as ";" or "::"; None: it is found
+    noun: str | None = None,  # the word for an item; None: guessed from the data
+    # separator of cells in text files, such as ";" or "::"; None: it is found
     sep: str | None = None,
-    encoding: str | None = None,  # of text, such as cp1252; None: it is found
+    encoding: str | None = None,  # of text files, such as cp1252; None: it is found
 ) -> MovieData:
-    """Read items and ratings from wherever they are, choosing the reader by what is
-    there."""
+    "Read items and ratings, with the reader that fits the files."
     check_liked(liked)
     if noun is not None:
         check_noun(noun)

@@ -1,4 +1,4 @@
-"""From a title as a person writes it to the one movie that is meant, or a question back.
+"""Finds the one movie that a person means by a title, or asks back.
 
 Docs: https://correct-smooth.github.io/correct_smooth/titles.html.md"""
 
@@ -27,9 +27,9 @@ YEAR = re.compile(r"1[89]\d\d|20\d\d", re.ASCII)
 
 
 def split_year(
-    title: str,
-) -> tuple[str, int | None]:  # the title without it, and the year where there is one
-    "Take a trailing year in brackets off a title."
+    title: str,  # as written
+) -> tuple[str, int | None]:  # the title without the year, and the year if any
+    "Split a title from a year in brackets at its end."
     title = title.strip()
     found = (
         YEAR.fullmatch(title[-5:-1])
@@ -44,9 +44,9 @@ def split_year(
 
 # %% ../nbs/07g_titles.ipynb #rb_split_names
 def split_names(
-    title: str,
-) -> tuple[str, list[str]]:  # the title, and what stood in brackets behind it
-    "Take other names in brackets off a title whose year is off already."
+    title: str,  # without its year
+) -> tuple[str, list[str]]:  # the title, and the names in brackets after it
+    "Split a title from other names in brackets at its end."
     names = []
     while title.endswith(")"):
         at, depth = len(title) - 1, 1
@@ -75,7 +75,7 @@ _LETTERS |= dict.fromkeys("'’‘`´*", "")
 
 
 class _Folding(dict[int, str]):
-    "Character code -> what is left of it; filled on demand."
+    "Character code -> its folded text; filled on demand."
 
     def __missing__(self, code: int) -> str:
         parts = (
@@ -102,8 +102,7 @@ _FOLDING = _Folding()
 
 
 def _fold(text: str) -> str:
-    """Words without case, accents and punctuation, one space apart; of punctuation
-    alone, what can be seen."""
+    "Words without case, accents and punctuation; pure punctuation stays."
     text = re.sub(r"\.(?!\d)", "", text) if "." in text and text.strip(". ") else text
     words = unicodedata.normalize("NFC", text.translate(_FOLDING)).split()
     if not words:
@@ -119,13 +118,13 @@ _ARTICLES = (
 _BEHIND = {article: f"{article} " for article in _ARTICLES.split()} | {
     "l'": "l",
     "l’": "l",
-}  # behind a comma -> in front
+}  # after a comma -> in front
 
 
 def _split_article(
     title: str,
-) -> tuple[str, str]:  # the article as it is put in front, and the rest
-    "Take an article behind the last comma off a title."
+) -> tuple[str, str]:  # the article as written in front, and the rest
+    "Split a title from an article after its last comma."
     if "," not in title:
         return "", title
     rest, _, last = title.rpartition(",")
@@ -136,8 +135,7 @@ def _split_article(
 def plain_title(
     title: str,  # as written
 ) -> str:
-    """What counts in a title: not case, accents, punctuation, a year or other names in
-    brackets, `, The`."""
+    "A title without case, accents, punctuation, year, and names in brackets."
     article, rest = _split_article(split_names(split_year(title)[0])[0])
     return (article + _fold(rest)).strip()
 
@@ -149,10 +147,8 @@ _NUMERALS = dict(
 
 def _plain_and_bare(
     name: str,  # as written, without year and brackets
-) -> tuple[
-    str, str
-]:  # as plain_title has it; and without its article, numerals as numbers
-    "What counts in a name, twice: to be the same, and to be another name of the same."
+) -> tuple[str, str]:  # as from `plain_title`; and without article and numerals
+    "The plain and the bare form of a name."
     article, rest = _split_article(name)
     folded = _fold(rest)
     words = folded.split()
@@ -166,7 +162,7 @@ def _plain_and_bare(
 def _all_names(
     title: str,  # of a movie, as in the data
 ) -> tuple[str, list[str]]:  # its plain title; its bare names, none for an empty title
-    "Every name a movie may be asked for by."
+    "All names of a movie."
     title = split_year(title)[0]
     main, others = split_names(title)
     names = [main]
@@ -182,8 +178,7 @@ def _all_names(
 # %% ../nbs/07g_titles.ipynb #c017
 @dataclass(frozen=True, eq=False)
 class _Names:
-    """The names of n movies: n plain titles, and m >= n bare names with the movie of
-    each."""
+    "The names of n movies: n plain titles, and bare names with their movies."
 
     plain: np.ndarray  # n, text
     bare: np.ndarray  # m, text
@@ -199,8 +194,7 @@ def _numbers(name: str) -> str:
 
 @lru_cache(maxsize=4)
 def _names(titles: tuple[str, ...]) -> _Names:
-    """The names of movies by their titles, kept for the next question about the same
-    movies."""
+    "The names of movies with these titles, kept for the next call."
     found = [_all_names(title) for title in titles]
     plain = np.array([name for name, _ in found], dtype=object)
     bare = np.array([name for _, names in found for name in names], dtype=object)
@@ -224,8 +218,7 @@ def _titles(movies: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _years(movies: pd.DataFrame, titles: tuple[str, ...]) -> np.ndarray:
-    """The year of each movie, from its title where the column has none; nan where
-    neither has."""
+    "The year of each movie, from its column or else its title; nan if unknown."
     found = np.full(len(movies), np.nan)
     if "year" in movies.columns:
         found = as_numbers(movies["year"]).to_numpy(np.float64, copy=True)
@@ -236,9 +229,9 @@ def _years(movies: pd.DataFrame, titles: tuple[str, ...]) -> np.ndarray:
 # %% ../nbs/07g_titles.ipynb #c020
 def _match_exact(
     names: _Names,
-    title: str,  # its year off
+    title: str,  # without its year
 ) -> np.ndarray:  # n: 100 for an equal plain title, 99 for another name, else 0
-    "Which movies are called this."
+    "Which movies have this name."
     match = np.zeros(len(names.plain), dtype=np.float32)
     plain, bare = _plain_and_bare(split_names(title)[0])
     if plain:
@@ -249,10 +242,10 @@ def _match_exact(
 # %% ../nbs/07g_titles.ipynb #rb_close
 def _match_close(
     names: _Names,
-    title: str,  # its year off
-    least: float = 60,  # what comes less near is 0
+    title: str,  # without its year
+    least: float = 60,  # lower scores become 0
 ) -> np.ndarray:  # n, from 0 to 98
-    "How near the names of each movie come to a title, by letters and by words."
+    "The similarity of each movie to a title, by letters and by words."
     _, asked = _plain_and_bare(split_names(title)[0])
     match = np.zeros(len(names.plain), dtype=np.float32)
     if not asked or len(asked) > 3 * names.length.max(initial=0):
@@ -277,7 +270,7 @@ def _match_close(
 def _readings(
     title: str,
 ) -> list[tuple[str, int | None]]:  # title and year
-    "The ways to understand a title that may end in a year."
+    "The possible readings of a title that may end in a year."
     rest, year = split_year(title)
     words = rest.rsplit(None, 1)
     if year or len(words) < 2 or not YEAR.fullmatch(words[1]):
@@ -290,7 +283,7 @@ def _matches(
     title: str,
     measure: Callable[[_Names, str], np.ndarray],
 ) -> np.ndarray:  # one per movie
-    "How near each movie comes to a title, read in the way that brings one nearest."
+    "The score of each movie for a title, in the reading with the best score."
     if not isinstance(title, str):
         raise InputError(f"a title must be text, got {title!r}"[:300])
     titles = _titles(movies)
@@ -306,8 +299,7 @@ def _matches(
 
 
 def _table(movies: pd.DataFrame, match: np.ndarray, n: int) -> pd.DataFrame:
-    """The n movies that match best, best first; movies that match equally keep their
-    order."""
+    "The n best matches, best first; equal ones keep their order."
     rows = np.flatnonzero(match)
     rows = rows[np.argsort(-match[rows], kind="stable")][:n]
     titles = _titles(movies.iloc[rows])
@@ -323,16 +315,16 @@ def _table(movies: pd.DataFrame, match: np.ndarray, n: int) -> pd.DataFrame:
 
 # %% ../nbs/07g_titles.ipynb #rb_find
 def _exact_or_close(names: _Names, title: str) -> np.ndarray:
-    "What is called this, and what comes near."
+    "The score of equal and of similar names."
     return np.maximum(_match_exact(names, title), _match_close(names, title))
 
 
 def find_movies(
     movies: pd.DataFrame,  # indexed by item id, with a title and perhaps a year
-    title: str,  # as a person writes it, perhaps with a year behind
-    n: int = 10,  # at most so many
+    title: str,  # as a person writes it, perhaps with a year at the end
+    n: int = 10,  # at most this many
 ) -> pd.DataFrame:  # item_id, title, year, match (from 60 to 100), best first
-    "Movies called this, and those whose titles come near."
+    "Movies with this title or a similar one."
     check_number("n", n, 1, whole=True)
     return _table(movies, _matches(movies, title, _exact_or_close), n)
 
@@ -359,9 +351,9 @@ def _list(movies: pd.DataFrame) -> str:
 
 def _ask(
     title: str,
-    movies: pd.DataFrame,  # that have this title, two or more; see find_movies
+    movies: pd.DataFrame,  # two or more with this title, from `find_movies`
 ) -> str:
-    "The question that tells these movies apart."
+    "A question that distinguishes these movies."
     first, year = movies["item_id"].iloc[0], movies["year"].dropna()
     text = _readings(title)[-1][0]
     by_year = (
@@ -376,13 +368,12 @@ def _ask(
 
 # %% ../nbs/07g_titles.ipynb #c033
 def _with_id(movies: pd.DataFrame, text: str) -> list[int | str]:
-    "The id that is written so, if there is one."
+    "The id with this text, if there is one."
     return [item for item in movies.index.tolist() if str(item) == text]
 
 
 def _by_mark(movies: pd.DataFrame, title: str) -> int | str | None:
-    """The id written with a `#`, unless that is how a title is written; None where no
-    id is meant."""
+    "The id written with a `#`, unless a title is written so; None if there is none."
     text, named = title.strip(), _titles(movies) if "title" in movies else ()
     if not text.startswith("#") or text.casefold() in {
         title.strip().casefold() for title in named
@@ -395,7 +386,7 @@ def _by_mark(movies: pd.DataFrame, title: str) -> int | str | None:
 
 
 def _no_movie(movies: pd.DataFrame, title: str, close: pd.DataFrame) -> InputError:
-    "What to say where no movie has the title and none is clearly meant."
+    "The error if no movie has the title and none is clearly meant."
     message = f"no item is called '{_brief(title)}'"
     if len(close):
         first = _brief(str(close["item_id"].iloc[0]))
@@ -418,7 +409,7 @@ def _no_movie(movies: pd.DataFrame, title: str, close: pd.DataFrame) -> InputErr
 
 # %% ../nbs/07g_titles.ipynb #rb_called
 class Called:
-    "Movies by what they are called, for many exact titles."
+    "Movies by their names, for many exact titles."
 
     def __init__(
         self, movies: pd.DataFrame
@@ -441,8 +432,7 @@ class Called:
     def find(
         self, title: str, year: int | None
     ) -> list[int | str]:  # the title without its year
-        """Ids of those called exactly this in that year or without; by another name if
-        none is by its first."""
+        "Ids of movies with this title, or else this other name, of this year if given."
         plain, bare = _plain_and_bare(split_names(title)[0])
         for known, name in ((self.plain, plain), (self.bare, bare)) if plain else ():
             rows = dict.fromkeys(known.get(name, []))
@@ -458,9 +448,9 @@ class Called:
 # %% ../nbs/07g_titles.ipynb #rb_id
 def movie_id(
     movies: pd.DataFrame,  # indexed by item id, with a title and perhaps a year
-    title: str,  # as a person writes it, perhaps with a year behind; or # and an id
+    title: str,  # as a person writes it, perhaps with a year; or `#` and an id
 ) -> int | str:  # the id of the movie
-    "The one movie that is meant; if it is not clear which, an `InputError` that asks."
+    "The id of the movie that is meant; `InputError` with a question if unclear."
     marked = _by_mark(movies, title) if isinstance(title, str) else None
     if marked is not None:
         return marked

@@ -1,4 +1,4 @@
-"""A list for somebody who has just rated three items, and a model that does not notice.
+"""A list for somebody who has just rated three items, without a change to the model.
 
 Docs: https://correct-smooth.github.io/correct_smooth/visitors.html.md"""
 
@@ -31,7 +31,7 @@ from .watch import discount, watched
 
 # %% ../nbs/07k_visitors.ipynb #v11
 def _pairs_of(ratings: Any) -> tuple[list[Any], list[Any]]:
-    "Items and ratings, as they were handed in."
+    "Items and ratings, as they were given."
     if isinstance(ratings, pd.DataFrame):
         if "user_id" in ratings.columns and ratings["user_id"].nunique() > 1:
             raise InputError(
@@ -60,8 +60,7 @@ def visitor_ratings(
     ratings: Any,
     items: pd.Index,  # the catalogue
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) positions, each once, and ratings
-    """What a visitor has rated; the later of two ratings counts. Raises `InputError`
-    for what is no rating."""
+    "Ratings of a visitor; of two ratings of an item the later counts."
     named, given = _pairs_of(ratings)
     at = positions(named, items, "item") if named else np.empty(0, np.int32)
     for item, value in zip(named, given, strict=True):
@@ -71,7 +70,7 @@ def visitor_ratings(
 
 # %% ../nbs/07k_visitors.ipynb #v14
 def _judged_alone(data: Dataset, item: np.ndarray, rating: np.ndarray) -> Interactions:
-    "One person's ratings, with a standard of their own."
+    "One person's ratings, with labels by their own threshold."
     user, people, fixed = np.zeros(len(item), np.int32), data.people, data.fixed
     line = (
         np.full(1, fixed)
@@ -88,9 +87,8 @@ def _judged_alone(data: Dataset, item: np.ndarray, rating: np.ndarray) -> Intera
 def visitor(
     ready: Ready,
     ratings: Any,  # as for `visitor_ratings`
-) -> tuple[Person, sparse.csc_matrix]:  # and their ratings, (n_items, 1)
-    """Somebody with these ratings; the model does not change. Raises `InputError` for
-    what is no rating."""
+) -> tuple[Person, sparse.csc_matrix]:  # the person, and the ratings (n_items, 1)
+    "A visitor with these ratings; raises `InputError` for ratings off the scale."
     data, watch = ready.state.data, ready.state.watch
     item, rating = visitor_ratings(ratings, data.items)
     if odd := ready.off_scale(rating):
@@ -120,9 +118,9 @@ def visitor(
 # %% ../nbs/07k_visitors.ipynb #v17
 @dataclass(frozen=True, eq=False)
 class ListConfig:
-    "What lists are asked for."
+    "What a list should be: its length, order and limits."
 
-    n: int = 10
+    n: int = 10  # length of each list
     # leave out what the user has rated, or is known to have seen
     exclude_seen: bool = True
     # recommend only among these items; a dict: of these users; None: all
@@ -142,7 +140,7 @@ class ListConfig:
         check_number("min_ratings", self.min_ratings, 0, whole=True)
 
     def ranking(self, ready: Ready, popularity: Callable[[], np.ndarray]) -> Ranking:
-        "What lists are ordered by; novelty is as set unless liking alone counts."
+        "What lists are ordered by; by liking alone, the default novelty is 0."
         watch, novelty = ready.state.watch, self.novelty
         if novelty is None:
             novelty = (
@@ -156,7 +154,7 @@ class ListConfig:
 # %% ../nbs/07k_visitors.ipynb #v21
 @dataclass(frozen=True, eq=False)
 class _Named:
-    "Items named for some of the users asked for."
+    "Items given for some of the users."
 
     which: np.ndarray  # (m,) which column is meant for each user; -1: none
     # (n_items, k + 1) stored where named; the last column is empty
@@ -165,7 +163,7 @@ class _Named:
     def columns(
         self, at: slice, only: bool
     ) -> sparse.csc_matrix:  # (n_items, users in the slice)
-        "What these users should not get: the items named, or with `only` all others."
+        "What these users should not get: these items, or with `only` all others."
         which = self.which[at]
         if not only:
             return self.listed[:, which]
@@ -179,8 +177,7 @@ class _Named:
 def _named(
     given: Mapping[Any, Any], name: str, ids: pd.Index, rows: np.ndarray, data: Dataset
 ) -> _Named:
-    """Lists by user, for those who are asked for; raises `InputError` for a user nobody
-    knows."""
+    "Lists of items by user; raises `InputError` for an unknown user."
     keys = pd.Index(list(given), tupleize_cols=False)
     lists = [
         as_list(chosen, f"{name} of user {user!r}") for user, chosen in given.items()
@@ -206,13 +203,12 @@ def _named(
 def closed(
     ready: Ready,
     config: ListConfig,
-    ids: pd.Index,  # (m,) of the users asked for
+    ids: pd.Index,  # (m,) users who get lists
     rows: np.ndarray,  # (m,) their positions
-    popularity: Callable[[], np.ndarray],
-) -> tuple[
-    np.ndarray, Callable[[slice], sparse.csc_matrix] | None
-]:  # (n_items,) for all; and for some users
-    "What nobody should get, and what some of the users should not."
+    popularity: Callable[[], np.ndarray],  # (n_items,) ratings of each item
+    # (n_items,) for all; and for some users, of a slice of them
+) -> tuple[np.ndarray, Callable[[slice], sparse.csc_matrix] | None]:
+    "Items that nobody should get, and those that some users should not."
     data, some = ready.state.data, list[tuple[_Named, bool]]()
     mask = (
         popularity() < config.min_ratings
@@ -256,8 +252,8 @@ def list_for(
     config: ListConfig,
     popularity: Callable[[], np.ndarray],  # (n_items,) ratings of each item
     user: pd.Index | None = None,  # (1,) id, where the person is a user
-) -> pd.DataFrame:  # perhaps user_id; rank, item_id, title, base, refined, watch, score
-    "One person's list."
+) -> pd.DataFrame:  # rank, item_id, title and scores; with `user` also user_id
+    "The list of one person."
     ids = pd.Index([]) if user is None else user
     mask, shut = closed(ready, config, ids, ready.rows(ids), popularity)
     if shut is not None:
@@ -275,11 +271,9 @@ def lists_of(
     ids: pd.Index,  # (m,) of users, known or not
     config: ListConfig,
     popularity: Callable[[], np.ndarray],  # (n_items,) ratings of each item
-    progress: bool = False,
-) -> Iterator[
-    pd.DataFrame
-]:  # user_id, rank, item_id, title, base, refined, watch, score
-    "The best items, a block of users at a time; one empty table if there are no users."
+    progress: bool = False,  # show a bar
+) -> Iterator[pd.DataFrame]:  # user_id, rank, item_id, title and scores
+    "Lists, a block of users at a time; one empty table if there are no users."
     rows = ready.rows(ids)
     if len(ids) == 1:
         yield list_for(ready, ready.person(int(rows[0])), config, popularity, ids)
@@ -301,7 +295,7 @@ def reasons(
     ratings: sparse.csc_matrix,  # (n_items, 1) that the person gave
     i: int,  # position of the item
 ) -> pd.DataFrame:  # of, part, item_id, title, rating, label, expected, contribution
-    "Why one person's scores of an item are what they are."
+    "The contributions to one person's scores of an item."
     found = {"refined": liking_reasons(person, ready.scorer, i)}
     if ready.state.watch is not None:
         found["watch"] = watching_reasons(person, ready.state.watch, i)
