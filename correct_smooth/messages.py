@@ -126,8 +126,8 @@ class About(BaseModel):
     users: int
     ratings: int
     watch: bool = Field(
-        description="whether there are watch scores, and lists between watching and "
-        "liking"
+        description="whether there are watch scores, "
+        "and lists between watching and liking"
     )
     both: float = Field(description="the share of liking of lists by both")
     stars: list[float] = Field(description="ratings that one to five stars stand for")

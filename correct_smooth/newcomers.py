@@ -210,10 +210,8 @@ def add_ratings(
     new, seen = _like_known(ratings, data), data.seen
     if data.no_opinion is not None:
         silent = new["rating"] == data.no_opinion
-        seen, new = (
-            pd.concat([part for part in (seen, new[silent]) if part is not None]),
-            new[~silent],
-        )
+        seen = pd.concat([part for part in (seen, new[silent]) if part is not None])
+        new = new[~silent]
     at = data.users.get_indexer(pd.Index(new["user_id"]))
     users = data.users.append(pd.Index(new["user_id"][at < 0].unique())).rename(
         "user_id"

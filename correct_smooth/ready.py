@@ -150,11 +150,8 @@ def with_ratings(
     ratings: Any,
 ) -> Ready:
     "The same model with new ratings, without training; newcomers get a vector."
-    state, scorer, ratings = (
-        ready.state,
-        ready.scorer,
-        as_frame(ratings, "the new ratings"),
-    )
+    state, scorer = ready.state, ready.scorer
+    ratings = as_frame(ratings, "the new ratings")
     if scorer.model.head is not None:
         newcomer_vectors(ready, scorer.labels[:, :0])  # says why not
     data = add_ratings(state.data, ratings)

@@ -327,8 +327,8 @@ class CorrectSmoothRecommender(BaseEstimator):
                 )
             if nested and known[stage] is None:
                 raise InputError(
-                    f"{stage} is None and has no setting {inner!r}; set {stage} "
-                    "itself first"
+                    f"{stage} is None and has no setting {inner!r}; "
+                    f"set {stage} itself first"
                 )
             if (
                 nested
@@ -582,8 +582,8 @@ class CorrectSmoothRecommender(BaseEstimator):
         "What answers are made of; raises `NotFittedError` before `fit`."
         if not hasattr(self, "ready_"):
             raise NotFittedError(
-                "this recommender has learned nothing yet: call fit, or load a "
-                "saved one"
+                "this recommender has learned nothing yet: "
+                "call fit, or load a saved one"
             )
         return self.ready_
 
@@ -966,10 +966,8 @@ class CorrectSmoothRecommender(BaseEstimator):
                 state, A=check_graph(A, len(state.data.items)), own_graph=True
             )
         scorer = replace(ready.scorer, config=refinement, graph=Operators(state.A))
-        other.refinement, other.ready_ = (
-            refinement,
-            replace(ready, state=state, scorer=scorer),
-        )
+        other.refinement = refinement
+        other.ready_ = replace(ready, state=state, scorer=scorer)
         return other
 
     def with_watch(
@@ -1015,8 +1013,8 @@ class CorrectSmoothRecommender(BaseEstimator):
             or not all(isinstance(config, GraphConfig) for config in named.values())
         ):
             raise InputError(
-                "tune needs at least one model, as a dict of settings, and one "
-                "GraphConfig"
+                "tune needs at least one model, as a dict of settings, "
+                "and one GraphConfig"
             )
         hidden = self._hidden(numbered, share)
         hidden = np.zeros(len(numbered), bool) if hidden is None else hidden
@@ -1163,8 +1161,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def from_preset(
     name: str = "default",  # one of PRESETS
     **settings: Any,  # anything else to set, as in `set_params`
-) -> CorrectSmoothRecommender:
-    "An unfitted recommender with the settings of that name."
+) -> CorrectSmoothRecommender:  # not fitted
+    "A recommender with the settings of a preset, some of them changed by name."
     if name not in PRESETS:
         raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return clone(CorrectSmoothRecommender(**PRESETS[name])).set_params(**settings)

@@ -412,26 +412,24 @@ class Called:
     "Movies by their names, for many exact titles."
 
     def __init__(
-        self, movies: pd.DataFrame
-    ):  # indexed by item id, with a title and perhaps a year
+        self,
+        movies: pd.DataFrame,  # indexed by item id, with a title and perhaps a year
+    ):
         titles = _titles(movies)
-        names, self.items, self.years = (
-            _names(titles),
-            movies.index.tolist(),
-            _years(movies, titles),
-        )
-        self.plain, self.bare = (
-            defaultdict[str, list[int]](list),
-            defaultdict[str, list[int]](list),
-        )
+        names, self.items = _names(titles), movies.index.tolist()
+        self.years = _years(movies, titles)
+        self.plain = defaultdict[str, list[int]](list)
+        self.bare = defaultdict[str, list[int]](list)
         for at, name in enumerate(names.plain):
             self.plain[name].append(at)
         for at, name in zip(names.movie.tolist(), names.bare, strict=True):
             self.bare[name].append(at)
 
     def find(
-        self, title: str, year: int | None
-    ) -> list[int | str]:  # the title without its year
+        self,
+        title: str,  # without its year
+        year: int | None,
+    ) -> list[int | str]:
         "Ids of movies with this title, or else this other name, of this year if given."
         plain, bare = _plain_and_bare(split_names(title)[0])
         for known, name in ((self.plain, plain), (self.bare, bare)) if plain else ():

@@ -35,8 +35,8 @@ def _pairs_of(ratings: Any) -> tuple[list[Any], list[Any]]:
     if isinstance(ratings, pd.DataFrame):
         if "user_id" in ratings.columns and ratings["user_id"].nunique() > 1:
             raise InputError(
-                "ratings of a visitor must be of one person; for several there "
-                "is fold_in"
+                "ratings of a visitor must be of one person; "
+                "for several there is fold_in"
             )
         table = check_ratings(ratings.assign(user_id=0), {})
         return table["item_id"].tolist(), table["rating"].tolist()
