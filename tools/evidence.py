@@ -82,15 +82,16 @@ class Essence(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Assign(self, node):
-        "a, b = x, y becomes two assignments, where neither reads what the other writes."
+        "a, b = x, y becomes a = x and b = y, unless y reads a."
         self.generic_visit(node)
         (target, *more), value = node.targets, node.value
         pair = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
         if more or not pair or len(target.elts) != len(value.elts):
             return node
-        written = {ast.unparse(o) for o in target.elts}
-        if written & {ast.unparse(o) for o in ast.walk(value) if isinstance(o, ast.Name | ast.Attribute)}:
-            return node
+        for at, one in enumerate(target.elts):
+            later = (o for other in value.elts[at + 1 :] for o in ast.walk(other))
+            if ast.unparse(one) in {ast.unparse(o) for o in later if isinstance(o, ast.Name | ast.Attribute)}:
+                return node
         return [ast.Assign([t], v) for t, v in zip(target.elts, value.elts, strict=True)]
 
     def visit_Raise(self, node):
