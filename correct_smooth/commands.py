@@ -1,4 +1,4 @@
-"""Movies for somebody, movies like a movie, and newcomers: a saved model answers without a line of Python.
+"""Movies for a user, movies like a movie, and lists for newcomers, from a saved model without a line of Python.
 
 Docs: https://correct-smooth.github.io/correct_smooth/commands.html.md"""
 
@@ -33,13 +33,9 @@ SPARE_COLUMNS = {"base": 50, "year": 40}  # left out on a terminal of fewer colu
 
 def _cell(value: Any) -> str:
     "Numbers to three places, missing values as nothing."
-    return (
-        ""
-        if pd.isna(value)
-        else f"{value:.3f}"
-        if isinstance(value, float)
-        else printable(value)
-    )
+    if pd.isna(value):
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else printable(value)
 
 
 def table(
@@ -54,16 +50,14 @@ def table(
     shown = [name for name in rows.columns if width >= SPARE_COLUMNS.get(name, 0)]
     grid = Table(box=None, pad_edge=False, header_style="")
     for name in shown:
-        text = name in TEXT_COLUMNS
-        grid.add_column(
-            Text(name, no_wrap=True),
-            justify="left" if text else "right",
-            no_wrap=not text,
-        )
+        text, head = name in TEXT_COLUMNS, Text(name, no_wrap=True)
+        grid.add_column(head, justify="left" if text else "right", no_wrap=not text)
+
+    def cut(value: Any) -> Text:
+        return Text(_cell(value), no_wrap=True, overflow="ellipsis")
+
     for row in rows[shown].astype(object).to_numpy():
-        grid.add_row(
-            *(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row)
-        )
+        grid.add_row(*map(cut, row))
     paper = Console(
         file=io.StringIO(), width=width, color_system=None, legacy_windows=False
     )
@@ -92,13 +86,10 @@ def open_model(
 
     path = Path(folder).expanduser()
     with reading(path):
-        inner = path / "model"
-        found = (
-            inner
-            if (inner / "model.json").is_file() and not (path / "model.json").exists()
-            else path
-        )
-    return CorrectSmoothRecommender.load(found).set_params(progress=False)
+        inner, is_model = path / "model", (path / "model.json").exists()
+        if not is_model and (inner / "model.json").is_file():
+            path = inner
+    return CorrectSmoothRecommender.load(path).set_params(progress=False)
 
 # %% ../nbs/12c_commands.ipynb #c020
 def parse_users(
@@ -106,9 +97,7 @@ def parse_users(
     known: pd.Index,
 ) -> list[int | str]:
     "Users as typed; raises `InputError` for what cannot be an id of this model."
-    parts = (
-        [text] if text in known else [part for part in text.split(",") if part.strip()]
-    )
+    parts = [text] if text in known else filter(str.strip, text.split(","))
     ids = {part: known_kind(part, known) for part in parts}
     for given, found in ids.items():
         if found is None:
@@ -142,17 +131,15 @@ def top_list(
     user: int | str,
     n: int,
     **how: Any,  # `by` and `novelty`, as for `recommend`
-) -> (
-    pd.DataFrame
-):  # item_id, rank, title, perhaps year, score, and what it is made of: watch, refined
+    # item_id, rank, title, perhaps year, score, and its parts: watch, refined
+) -> pd.DataFrame:
     "The best items for one user."
     top = model.recommend([user], n, **how)
     titles = movie_columns(model.data_.movies, top["item_id"])
     # a model may lack watch scores
     scores = top[["score", "watch", "refined"]].dropna(axis=1, how="all")
-    return pd.DataFrame(
-        {"item_id": top["item_id"], "rank": top["rank"], **titles, **scores}
-    )
+    places = top[["item_id", "rank"]]
+    return pd.DataFrame({**places, **titles, **scores})
 
 # %% ../nbs/12c_commands.ipynb #c026
 def moved_most(
@@ -163,12 +150,9 @@ def moved_most(
 ) -> str:
     "The user's rating that moved an item's score most; empty if none did."
     why = model.explain(user, item)
-    of = (
-        "watch" if by not in ("like", 1) and (why["of"] == "watch").any() else "refined"
-    )
-    why = why[
-        (why["of"] == of) & why["part"].isin(["watched", "neighbour", "own label"])
-    ]
+    watched = by not in ("like", 1) and (why["of"] == "watch").any()
+    of_ratings = why["part"].isin(["watched", "neighbour", "own label"])
+    why = why[of_ratings & (why["of"] == ("watch" if watched else "refined"))]
     if not len(why):
         return ""
     most = why.iloc[0]
@@ -246,11 +230,8 @@ def cs_recommend(
     order, held_back = number_or_text(by), number_or_text(novelty) if novelty else None
     known = [one for one in users if one in recommender.users_]
     if known:
-        say(
-            "\n\n".join(
-                list_text(recommender, one, n, why, order, held_back) for one in known
-            )
-        )
+        lists = (list_text(recommender, o, n, why, order, held_back) for o in known)
+        say("\n\n".join(lists))
     if strangers := [one for one in users if one not in recommender.users_]:
         raise unknown_users(recommender, strangers)
 
@@ -280,19 +261,13 @@ def pick_movie(
     movies: pd.DataFrame,
     title: str,
 ) -> int | str:
-    """The one movie that is meant; on a terminal, a title that is not clear is asked
-    about."""
+    "The one movie that is meant; on a terminal, an unclear title is asked about."
     try:
         return movie_id(movies, title)
     except InputError:
         found = find_movies(movies, title)
-        if not (
-            len(found)
-            and sys.stdin
-            and sys.stdin.isatty()
-            and sys.stdout
-            and sys.stdout.isatty()
-        ):
+        both = sys.stdin, sys.stdout
+        if not (len(found) and all(one and one.isatty() for one in both)):
             raise
         try:
             picked = ask(title, found)
@@ -344,10 +319,8 @@ def folded_text(
     new, again = given.index[~old].tolist(), given[old]
     blocks = []
     if len(again):
-        names = [
-            f"{printable(user)} ({counted(k, 'rating')})"
-            for user, k in again[:PEOPLE].items()
-        ]
+        first = again[:PEOPLE].items()
+        names = [f"{printable(user)} ({counted(k, 'rating')})" for user, k in first]
         more = f" and {len(again) - PEOPLE:,} more" if len(again) > PEOPLE else ""
         blocks.append(f"known before: user {', '.join(names)}{more}")
     blocks += ["new: " + list_text(model, user, n) for user in new[:PEOPLE]]

@@ -1,4 +1,4 @@
-"""Load, split, fit, evaluate, recommend, and write it all down.
+"""One command from data to a folder of results: load, split, fit, evaluate, recommend, and write.
 
 Docs: https://correct-smooth.github.io/correct_smooth/experiment.html.md"""
 
@@ -11,9 +11,8 @@ __all__ = ['Reading', 'Run', 'run', 'parse_settings', 'parse_columns', 'cs_run']
 from .shell import begin, command, number_or_text, say
 
 # %% ../nbs/12a_experiment.ipynb #c003
-if (
-    __name__ == "__main__" and "__file__" in globals()
-):  # as `python -m`; a notebook has no file
+# as `python -m`; a notebook has no file
+if __name__ == "__main__" and "__file__" in globals():
     begin("cs_run")  # Ctrl-C may come while all of this is loaded
 
 # %% ../nbs/12a_experiment.ipynb #c004
@@ -171,7 +170,7 @@ class Run:
         judged.predictions.to_parquet(fresh / "predictions.parquet", index=False)
         data, users = self.recommender.data_, shown_users(judged)
         history = history_of(data, data.users.get_indexer(pd.Index(users)))
-        shown = examples(users, history, self.recommender.recommend(users))
+        shown = examples(users, history, self.recommender.recommend(users), judged)
         return write_summary(
             summary(self.recommender, counts, judged, seconds), judged, shown, fresh
         )
@@ -211,12 +210,8 @@ def parse_settings(
     for part in text.split():
         name, equals, value = part.partition("=")
         if not equals or name in settings:
-            why = (
-                "is given twice"
-                if equals
-                else "is no setting; write name=value, with spaces between settings"
-            )
-            raise InputError(f"{part!r} {why}")
+            why = "is no setting; write name=value, with spaces between settings"
+            raise InputError(f"{part!r} {'is given twice' if equals else why}")
         if name in ("seed", "progress"):
             raise InputError(
                 f"{name} is not set here; cs_run has the flag --seed, and shows "
@@ -253,8 +248,7 @@ def parse_columns(
 def _joined(
     out: str,
 ) -> Iterator[tuple[type[Run], bool]]:  # how to run, and whether to tell of it
-    """The other processes of a job where there are any, or have been: their checkpoints
-    are taken up."""
+    "Join the other processes of a job, if there are any or have left checkpoints."
     if has_others() or any(checkpoint_of(out).glob("*.json")):
         from correct_smooth.ranks import joined, rank
         from correct_smooth.shared_run import SharedRun
@@ -330,7 +324,6 @@ def cs_run(
             )
 
 
-if (
-    __name__ == "__main__" and "__file__" in globals()
-):  # as `python -m`; a notebook has no file
+# as `python -m`; a notebook has no file
+if __name__ == "__main__" and "__file__" in globals():
     cs_run()

@@ -1,4 +1,4 @@
-"""Whether a process has others beside it, asked of its surroundings and of nothing heavier.
+"""Whether a process runs alone or as one of several, read from its environment before anything large is imported.
 
 Docs: https://correct-smooth.github.io/correct_smooth/jobs.html.md"""
 
@@ -31,8 +31,7 @@ def variable(
 
 # %% ../nbs/12d_jobs.ipynb #j3c
 def has_others() -> bool:
-    """Whether this process is one of several; raises `InputError` if its variables do
-    not say which."""
+    "Whether this process is one of several; raises `InputError` if that is unclear."
     ranks = variable("WORLD_SIZE", 1, 10**6, "1")
     if ranks == 1:
         return False

@@ -396,10 +396,7 @@ class SharedRun(Run):
         )
         if rank() > 0:
             return {}
+        judged = replace(judged, predictions=scores)
         found = summary(self.recommender, counts, judged, seconds)
-        return write_summary(
-            found,
-            replace(judged, predictions=scores),
-            examples(users, history, tops),
-            fresh,
-        )
+        shown = examples(users, history, tops, judged)
+        return write_summary(found, judged, shown, fresh)

@@ -1,4 +1,4 @@
-"""Flags, one line about a mistake, Ctrl-C at any moment, and an output that may end early or not be there at all.
+"""Flags and help from a function, one line for a mistake, Ctrl-C at any moment, and output that may be cut off.
 
 Docs: https://correct-smooth.github.io/correct_smooth/shell.html.md"""
 
@@ -21,7 +21,7 @@ from typing import Any
 
 # %% ../nbs/12b_shell.ipynb #c005
 def _letters(text: str, encoding: str | None) -> str:
-    "A text, line by line, in the letters of an encoding."
+    "A text, line by line, in the characters of an encoding."
     from correct_smooth.checks import printable
 
     kept = "\n".join(map(printable, text.split("\n")))
@@ -29,14 +29,12 @@ def _letters(text: str, encoding: str | None) -> str:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print, in what letters the other side has; that it has stopped listening is no
-    error."""
+    "Print, in characters that the terminal has; that nobody reads is no error."
     if sys.stdout is None or getattr(sys.stdout, "closed", False):
         return
+    encoding = getattr(sys.stdout, "encoding", None)
     try:
-        print(
-            _letters(text, getattr(sys.stdout, "encoding", None)), end=end, flush=True
-        )
+        print(_letters(text, encoding), end=end, flush=True)
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         # or the interpreter tries again when it ends
@@ -104,9 +102,8 @@ def _end(name: str, code: int, message: str, said: bool = False) -> SystemExit:
     "A line about the end of a command, and its exit code."
     at = _number("RANK")
     if not said:
-        _complain(
-            f"{name}: {f'rank {at}: ' if at else ''}{' '.join(message.splitlines())}"
-        )
+        who = f"{name}: rank {at}" if at else name
+        _complain(f"{who}: {' '.join(message.splitlines())}")
     return SystemExit(code)
 
 
@@ -117,8 +114,7 @@ def _ranks() -> Any:
 
 
 def _one_line_errors() -> tuple[type[BaseException], ...]:
-    """What ends a command with one line; among it that a rank has lost the others,
-    where there are ranks."""
+    "What ends a command with one line: also a lost rank, where there are ranks."
     from correct_smooth.checks import InputError
 
     lost = (_ranks().RankLost,) if _ranks() else ()
@@ -150,17 +146,12 @@ def _hyphens(argument: str) -> str:
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command: called without arguments, it takes them from the
-    command line."""
+    "Make a function a command: without arguments, it takes the command line's."
     name = main.__name__
 
     def wrong_flags(message: str) -> None:
-        raise _end(
-            name,
-            2,
-            f"{message}; {name} --help shows what there is",
-            said=_number("LOCAL_RANK") > 0,
-        )
+        told = f"{message}; {name} --help shows what there is"
+        raise _end(name, 2, told, said=_number("LOCAL_RANK") > 0)
 
     @wraps(main)
     def run_it(*args: Any, **kwargs: Any) -> None:
@@ -180,16 +171,11 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         parser.print_help = lambda: say(parser.format_help(), end="")
         try:
             _interruptible()
-            flags = vars(
-                parser.parse_args([_hyphens(argument) for argument in sys.argv[1:]])
-            )
-            main(
-                **{
-                    flag: value
-                    for flag, value in flags.items()
-                    if flag not in ("pdb", "xtra")
-                }
-            )
+            given = [_hyphens(argument) for argument in sys.argv[1:]]
+            flags = vars(parser.parse_args(given))
+            for extra in ("pdb", "xtra"):  # of fastcore
+                flags.pop(extra, None)
+            main(**flags)
         except _one_line_errors() as error:
             raise _ended(name, error) from None
 

@@ -7,7 +7,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from html import escape, unescape
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -25,8 +28,16 @@ from correct_smooth.graph import GraphConfig
 from correct_smooth.lists import LIST_METRICS, list_table
 from correct_smooth.plots import plot_gains
 from correct_smooth.recommender import CorrectSmoothRecommender
-from correct_smooth.report import _ORDERINGS, Example, finding, html_report, list_finding, list_lines
-from correct_smooth.results import report
+from correct_smooth.report import (
+    _ORDERINGS,
+    Example,
+    finding,
+    html_report,
+    list_finding,
+    list_lines,
+    metric_name,
+)
+from correct_smooth.results import calibration, report
 from correct_smooth.sources import write_tables
 from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig
@@ -34,10 +45,13 @@ from correct_smooth.train import TrainConfig
 SOME = tried(15, 200)
 VOID = {"meta", "img"}
 TAGS = set(
-    "html head meta title style body main header p h1 h2 h3 bdi dl div dt dd section table caption thead "
-    "tbody tr th td small figure img figcaption article details summary footer".split()
+    "html head meta title style body main header p h1 h2 h3 bdi dl div dt dd nav ul li a section table "
+    "caption span thead tbody tr th td small code strong figure img figcaption details summary footer".split()
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEEDS_CHROMIUM = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on the path: how the page looks in a browser is not tested"
+)
 
 
 class Page(HTMLParser):
@@ -92,6 +106,10 @@ def summary(name="some data", interval=(0.01, 0.03), **changes):
         "users_evaluated": 1200,
         "users_skipped": 34,
         "by_history": [dict(fewest=1, most=2000, users=1200, delta=-0.01, low=-0.02, high=0.01)],
+        "calibration": {
+            "base": dict(score=0.5, liked=0.4, confidence=0.75, accuracy=0.7, error=0.1),
+            "refined": dict(score=0.5, liked=0.4, confidence=0.72, accuracy=0.7, error=0.05),
+        },
         "epochs": 3,
         "reading": ["ROC AUC is up."],
         "lists": lists,
@@ -146,12 +164,11 @@ def test_text_stays_text(text):
     assert set(page.tags) <= TAGS and page.tags.count("img") == 1 and page.tags.count("style") == 1
     assert {k for k, _ in page.attributes} <= {
         *("lang", "charset", "http-equiv", "content", "name", "class", "role", "tabindex"),
-        *("aria-label", "scope", "src", "alt"),
+        *("aria-label", "scope", "src", "alt", "id", "href", "open"),
     }
     assert page.of("h1") == [text] and f"User {text}" in page.of("h3") and text in page.of("figcaption")
-    assert (
-        page.of("th").count(text) == 7
-    )  # metric, ordering twice, movie rated, movie recommended, package, stage
+    # metric, ordering twice, movie rated, movie recommended, package, stage
+    assert page.of("th").count(text) == 7
     assert ("alt", text) in page.attributes
 
 
@@ -184,8 +201,9 @@ def test_nothing_is_fetched():
     "No address but pictures inside the page; and the page itself forbids any other."
     page = html_report(summary(), {"gains": drawn(), "more": drawn()}, [example()])
     read = Page(page)
-    sources = [v for k, v in read.attributes if k in ("src", "href", "srcset", "action", "data")]
+    sources = [v for k, v in read.attributes if k in ("src", "srcset", "action", "data")]
     assert len(sources) == 2 and all(o.startswith("data:image/svg+xml;base64,") for o in sources)
+    assert {v[0] for k, v in read.attributes if k == "href"} == {"#"}
     rest = re.sub(r'src="data:[^"]*"', "", page)
     assert not re.search(r"https?:|//\w|url\(|@import|<script|<link|javascript:", rest)
     assert "default-src 'none'" in page
@@ -213,27 +231,124 @@ def test_what_the_page_says():
     read = Page(html_report(summary(), {}, [example("ann", titles)]))
     cells = read.of("td", "th")
     assert {"1,234", "56,789", "10"} <= set(read.of("dd"))
-    assert cells.count("gain") == 8 and cells.count("loss") == 1  # more log loss is worse
-    assert {"0.7000", "0.7200", "+0.0200", "+0.0100, +0.0300", "1–2,000", "−0.0100", "20.0%", "–"} <= set(
-        cells
-    )
+    # more log loss is worse
+    assert cells.count("+0.0200 gain+0.0100, +0.0300") == 8
+    assert cells.count("+0.0200 loss+0.0100, +0.0300") == 1
+    wanted = {"0.7000", "0.7200", "1–2,000", "−0.0100−0.0200, +0.0100", "20.0%", "–"}
+    assert wanted <= set(cells)
     assert [o for o in cells if o.startswith("movie")] == titles[::-1][:10]
-    assert "15 movies rated, 8 liked" in read.of("div")
+    assert "15 movies rated, 8 liked" in read.of("span")
     for name, value in (("seed", "0"), ("graph__blocks", '["a", "b"]'), ("model__alpha", "null")):
         assert cells[cells.index(name) + 1] == value
+
+
+def test_metrics_have_the_names_that_people_use():
+    "In the table, with what is measured and the key of the summary; and one of the user's own keeps its key."
+    told = summary()
+    for part in ("base", "refined", "delta", "ci95"):
+        told[part] = {**told[part], "my_metric": told[part]["f1"]}
+    cells = Page(html_report(told, {})).of("th")
+    for key in METRICS:
+        (cell,) = (one for one in cells if one.startswith(metric_name(key)) and one.endswith(f" {key}"))
+        assert len(cell) > len(metric_name(key)) + len(key) + 10
+    assert metric_name("ndcg_at_10") == "NDCG@10" and "my_metric" in cells
+
+
+def test_what_the_page_says_of_histories_and_probabilities():
+    "Sentences from the numbers; none about what a summary does not have."
+    text = " ".join(Page(html_report(summary(), {})).of("p"))
+    assert "significantly above 0 in 0 of 1 groups of users, and significantly below 0 in none." in text
+    assert "over-confident by 2.0 points (base: +5.0)" in text
+    assert "mean score is 50.0%, and 40.0% of the held-out movies are liked" in text
+    assert "5.0 points apart on average (base: 10.0)" in text
+    bare = summary(by_history=[])
+    del bare["calibration"]
+    read = Page(html_report(bare, {}))
+    assert "confident" not in " ".join(read.of("p")) and "Are scores probabilities?" not in read.of("h2")
+
+
+@SOME
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60))
+def test_calibration_by_counting(pairs):
+    "Mean score, share liked, confidence and accuracy as a loop finds them; the distance is no more than one."
+    label, score = (np.array(values, float) for values in zip(*pairs, strict=True))
+    told, n = calibration(label, score), len(pairs)
+    close = partial(pytest.approx, abs=1e-9)
+    assert told["score"] == close(sum(z for _, z in pairs) / n)
+    assert told["liked"] == close(sum(y for y, _ in pairs) / n)
+    assert told["confidence"] == close(sum(max(z, 1 - z) for _, z in pairs) / n)
+    assert told["accuracy"] == sum((z >= 0.5) == y for y, z in pairs) / n
+    assert abs(told["score"] - told["liked"]) - 1e-9 <= told["error"] <= 1
+    backwards = calibration(label[::-1], score[::-1])
+    assert backwards == pytest.approx(told)
+
+
+def test_users_are_folded_and_sorted():
+    "From the shortest history to the longest, the first one open, and each with its ROC AUC."
+    users = [example(name, NASTY[:n]) for name, n in (("long", 5), ("short", 1), ("middle", 3))]
+    users[0] = replace(users[0], roc_auc=(0.5, 0.75))
+    page = html_report(summary(), {}, users)
+    assert Page(page).of("h3") == ["User short", "User middle", "User long"]
+    folds = re.findall(r"<details( open)?>\n<summary><h3>", page)
+    assert folds == [" open", "", ""]
+    assert "5 movies rated, 3 liked; ROC AUC 0.750 with the graph, 0.500 without" in Page(page).of("span")
+
+
+def test_headings_and_contents():
+    "One h1, no level is skipped, and the contents name every part by a link to its heading."
+    for told, figures in ((summary(), {"gains": drawn(), "mine": drawn()}), (summary(lists={}), {})):
+        page = html_report(told, figures, [example()])
+        read = Page(page)
+        levels = [int(tag[1]) for tag in read.tags if tag in ("h1", "h2", "h3")]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(b <= a + 1 for a, b in pairwise(levels))
+        ids = [value for key, value in read.attributes if key == "id"]
+        assert [value for key, value in read.attributes if key == "href"] == [f"#{one}" for one in ids]
+        assert len(set(ids)) == len(ids) and read.of("li")[: len(ids)] == read.of("a") == read.of("h2")
+        assert all(value for key, value in read.attributes if key == "alt")
+
+
+def colours(text):
+    "Custom properties of the style sheet: of light, and of dark where they differ."
+    light, dark = re.findall(r":root \{([^}]*)\}", text)[:2]
+    found = [dict(re.findall(r"(--\w+): (#\w+)", block)) for block in (light, dark)]
+    return found[0], found[0] | found[1]
+
+
+def contrast(one, other):
+    "Of two colours, by the formula of WCAG 2."
+
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_read(scheme):
+    "Every colour of text on both grounds, in light and dark."
+    chosen = colours(html_report(summary(), {}))[scheme]
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    for ground in ("--paper", "--card"):
+        for name in ("--ink", "--soft", "--accent", "--good", "--bad"):
+            assert contrast(chosen[name], chosen[ground]) >= 4.5, (name, ground)
 
 
 def test_no_gain_is_said_to_be_no_gain():
     "An interval that holds zero, and one that does not exist."
     open_, single = (summary(interval=o) for o in ((-0.01, 0.05), (float("nan"),) * 2))
-    assert "which cannot be told from chance (95% interval −1.00 to +5.00)" in finding(open_)
-    assert "which cannot be told from chance (95% interval – to –)" in finding(single)
+    assert "not significantly different from 0 (95% interval −1.00 to +5.00)" in finding(open_)
+    assert "not significantly different from 0 (95% interval – to –)" in finding(single)
     assert "a loss of 2.00 points (95% interval 1.00 to 3.00)" in finding(
         summary(interval=(-0.03, -0.01), delta={"roc_auc": -0.02})
     )
     for told in (open_, single):
         cells = Page(html_report(told, {})).of("td")
-        assert cells.count("open") == 9 and "gain" not in cells
+        assert sum("not significant" in cell for cell in cells) == 9 and "gain" not in "".join(cells)
 
 
 def test_what_the_page_says_of_lists():
@@ -241,8 +356,9 @@ def test_what_the_page_says_of_lists():
     read = Page(html_report(summary(), {}))
     cells = read.of("td", "th")
     assert "bothmost likely to be watched, and then liked" in cells
-    assert {"0.160", "+0.050, +0.070", "0.300", "+0.080, +0.120", "−0.070, −0.050", "3.25"} <= set(cells)
-    assert cells.count("–") == 3  # popular is not compared with itself, and one overlap is nan
+    assert {"0.160+0.050, +0.070", "0.300+0.080, +0.120", "0.040−0.070, −0.050", "3.25"} <= set(cells)
+    # popular is not compared with itself, and one overlap is nan
+    assert {"0.100–", "0.200–", "–"} <= set(cells) and cells.count("–") == 1
     assert any(o.startswith("Against the most popular items") for o in read.of("p"))
     assert "What is on the lists?" in read.of("h2")
     bare = summary()
@@ -254,12 +370,12 @@ def test_lists_are_judged_by_their_interval():
     "More, less, or neither; nothing is said of lists that nobody has judged."
     told = summary()
     assert list_finding(told) == (
-        'Against the most popular items, lists by "both" hold more of what users liked (NDCG 0.160 against '
-        "0.100), and more of what users watched (NDCG 0.300 against 0.200)."
+        'Against the most popular items, lists by "both" hold more of what users liked (NDCG@10 0.160 '
+        "against 0.100), and more of what users watched (NDCG@10 0.300 against 0.200)."
     )
     del told["lists"]["both"]
     assert 'by "base" hold less of what users liked' in list_finding(told)
-    assert "and neither clearly more nor less of what users watched" in list_finding(told)
+    assert "and not significantly more or less of what users watched" in list_finding(told)
     assert list_finding({}) == list_finding({"lists": {"popular": told["lists"]["popular"]}}) == ""
 
 
@@ -305,28 +421,103 @@ def test_an_example_that_lacks_a_column_is_refused():
         Example("ann", one.history, one.recommended.drop(columns="refined"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_shows_it(tmp_path):
-    "Chromium reads the page as we do, says nothing on its console, and draws something."
-    text = html_report(summary(), {"gains": drawn()}, [example(o, NASTY, NASTY) for o in NASTY])
-    path = tmp_path / "page.html"
-    path.write_text(text, encoding="utf-8")
+def chromium(path, profile, *what):
+    "What Chromium prints of a page; it says nothing on its console."
     command = [
         *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
         *("--disable-component-update", "--disable-sync", "--no-first-run", "--enable-logging=stderr"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,2000"),
+        *(f"--user-data-dir={profile}", "--window-size=1280,2000"),
     ]
+    done = subprocess.run([*command, *what, path.as_uri()], capture_output=True, timeout=600)
+    assert done.returncode == 0 and b"CONSOLE" not in done.stderr, done.stderr[-2000:]
+    return done.stdout.decode()
 
-    def look(*what):
-        done = subprocess.run([*command, *what, path.as_uri()], capture_output=True, timeout=600)
-        assert done.returncode == 0 and b"CONSOLE" not in done.stderr, done.stderr[-2000:]
-        return done.stdout.decode()
 
-    seen, wanted = Page(look("--dump-dom").removeprefix("<!DOCTYPE html>")), Page(text)
+LONG = ["Donaudampfschifffahrtsgesellschaftskapitän" * 4, "word " * 60, "七人の侍" * 40]
+
+
+def full_page():
+    "A page with every part, and with titles, ids and settings that are hard to fit."
+    told = summary(name=LONG[0], reading=[LONG[0]])
+    told["config"]["long"] = {"list": [0.123456] * 40, LONG[0]: LONG[0]}
+    told["versions"][LONG[0]] = LONG[0]
+    told["data"]["dropped"] = {f"ratings of {LONG[0]}": 12}
+    told["by_history"] = 3 * [dict(fewest=1000, most=2000, users=1200, delta=-0.01, low=-0.02, high=0.01)]
+    users = [example(text, NASTY + LONG, NASTY + LONG, watch=0.1, score=0.2) for text in NASTY + LONG]
+    figures = ("gains", "history", "metrics", "calibration", "lists", "diversity", LONG[0])
+    return html_report(told, {name: drawn() for name in figures}, users)
+
+
+@NEEDS_CHROMIUM
+def test_a_browser_shows_it(tmp_path):
+    "Chromium reads the page as we do, says nothing on its console, and draws something."
+    path, text = tmp_path / "page.html", full_page()
+    path.write_text(text, encoding="utf-8")
+    dom = chromium(path, tmp_path / "profile", "--dump-dom")
+    seen, wanted = Page(dom.removeprefix("<!DOCTYPE html>")), Page(text)
     assert seen.tags == wanted.tags
     assert seen.of("th", "td", "h3") == wanted.of("th", "td", "h3")
-    look(f"--screenshot={tmp_path / 'page.png'}")
+    chromium(path, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}")
     assert (tmp_path / "page.png").stat().st_size > 50_000
+
+
+LOOK = """
+const numbers = text => text.match(/[\\d.]+/g).map(Number);
+function luminance(rgb) {
+  const [r, g, b] = rgb.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b;
+}
+function ground(node) {  // the first colour behind a text that can be seen
+  for (; node; node = node.parentElement) {
+    const colour = numbers(getComputedStyle(node).backgroundColor);
+    if (colour.length < 4 || colour[3] > 0) return colour.slice(0, 3);
+  }
+  return [255, 255, 255];
+}
+function look(page) {
+  const width = page.documentElement.clientWidth, found = {wide: [], pale: [], texts: 0};
+  found.width = [width, page.documentElement.scrollWidth];
+  found.dark = page.defaultView.matchMedia("(prefers-color-scheme: dark)").matches;
+  for (const one of page.querySelectorAll("details")) one.open = true;
+  for (const one of page.querySelectorAll("body *")) {
+    const box = one.getBoundingClientRect(), inside = one.parentElement.closest(".scroll");
+    if (!inside && (box.right > width + 1 || box.left < -1)) found.wide.push(one.outerHTML.slice(0, 80));
+    if (![...one.childNodes].some(o => o.nodeType == 3 && o.data.trim())) continue;
+    const style = getComputedStyle(one), colour = numbers(style.color);
+    const [low, high] = [luminance(colour), luminance(ground(one))].sort((a, b) => a - b);
+    found.texts += 1;
+    if ((high + .05) / (low + .05) < 4.5) found.pale.push(one.outerHTML.slice(0, 80));
+    if (parseFloat(style.fontSize) < 11) found.pale.push("small: " + one.outerHTML.slice(0, 80));
+  }
+  return found;
+}
+"""
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_can_be_read(tmp_path, scheme):
+    "At 320, 400 and 1200 px nothing sticks out but in boxes that scroll; text has a contrast of 4.5."
+    frames = "".join(
+        f'<iframe width="{width}" height="900" srcdoc="{escape(full_page())}"></iframe>'
+        for width in (320, 400, 1200)
+    )
+    script = (
+        "addEventListener('load', () => { const seen = [...document.querySelectorAll('iframe')].map("
+        "frame => look(frame.contentDocument)); document.body.textContent = JSON.stringify(seen); })"
+    )
+    style = "<style>iframe { border: 0 }</style>"
+    head = f"<head>{style}<script>{LOOK}{script}</script></head>"
+    html = f"<!DOCTYPE html><html>{head}<body>{frames}</body></html>"
+    path = tmp_path / "frames.html"
+    path.write_text(html, encoding="utf-8")
+    setting = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    dom = chromium(path, tmp_path / "profile", setting, "--hide-scrollbars", "--dump-dom")
+    all_seen = json.loads(unescape(dom[dom.index("<body>") + 6 : dom.index("</body>")]))
+    assert [seen["width"][0] for seen in all_seen] == [320, 400, 1200]
+    for seen in all_seen:
+        assert seen["dark"] == (scheme == "dark") and seen["texts"] > 500
+        assert seen["width"][1] <= seen["width"][0] and seen["wide"] == [] and seen["pale"] == []
 
 
 def test_nothing_of_the_method_loads_pyplot():
