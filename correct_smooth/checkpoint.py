@@ -1,4 +1,4 @@
-"""A training that is broken off goes on from its last epoch, and ends as if nothing had been.
+"""A training that was interrupted continues from its last epoch, and ends as if nothing had happened.
 
 Docs: https://correct-smooth.github.io/correct_smooth/checkpoint.html.md"""
 
@@ -33,12 +33,9 @@ def state_of(
     training: Training,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # and numbers, for JSON
     "All that the next epoch depends on."
-    tensors = {
-        f"model.{name}": weight for name, weight in training.model.state_dict().items()
-    }
-    tensors |= {
-        f"best.{name}": weight for name, weight in (training.best.weights or {}).items()
-    }
+    weights, best = training.model.state_dict(), training.best.weights or {}
+    tensors = {f"model.{name}": weight for name, weight in weights.items()}
+    tensors |= {f"best.{name}": weight for name, weight in best.items()}
     for n, moments in training.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{n}.{name}": moment for name, moment in moments.items()}
     tensors["random.cpu"] = torch.random.get_rng_state()
@@ -52,33 +49,27 @@ def state_of(
 
 # %% ../nbs/11_checkpoint.ipynb #w5
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    "Those whose name begins so, without the beginning."
-    return {
-        name.removeprefix(prefix): t
-        for name, t in tensors.items()
-        if name.startswith(prefix)
-    }
+    "The tensors whose name begins with the prefix, without it."
+    own = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors[name] for name in own}
 
 
 def restore(
     training: Training, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
 ) -> None:
-    """Take up what `state_of` gave; without `rng` among the numbers all but the random
-    numbers."""
+    "Take up what `state_of` gave; without `rng` in `numbers`, not the random numbers."
     device = training.config.device
     training.model.load_state_dict(_under(tensors, "model."))
-    best = {
-        name: weight.to(device) for name, weight in _under(tensors, "best.").items()
-    }
+    kept = _under(tensors, "best.")
+    best = {name: weight.to(device) for name, weight in kept.items()}
     training.best.weights = best or None
     training.best.epoch, training.best.loss = numbers["best"]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, moment in _under(tensors, "adam.").items():
         n, _, kind = name.partition(".")
         moments.setdefault(int(n), {})[kind] = moment
-    training.optimizer.load_state_dict(
-        {**training.optimizer.state_dict(), "state": moments}
-    )
+    optimizer = training.optimizer
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     training.history = numbers["history"]
     if "rng" in numbers:
         training.rng.bit_generator.state = numbers["rng"]
@@ -88,31 +79,26 @@ def restore(
 
 # %% ../nbs/11_checkpoint.ipynb #p4
 def row_sum(
-    user: np.ndarray,  # (n,) whose each row is
+    user: np.ndarray,  # (n,) the user of each row
     **columns: np.ndarray,  # (n,) each
 ) -> int:
     "A sum over rows that does not depend on their order."
     added = np.zeros(1, np.uint64)
     for start in range(0, len(user), 2**20):
         part = slice(start, start + 2**20)
-        rows = pd.DataFrame(
-            {
-                "user": user[part],
-                **{name: column[part] for name, column in columns.items()},
-            }
-        )
+        rest = {name: column[part] for name, column in columns.items()}
+        rows = pd.DataFrame({"user": user[part], **rest})
         added += pd.util.hash_pandas_object(rows, index=False).to_numpy().sum()
     return int(added.view(np.int64)[0])
 
 # %% ../nbs/11_checkpoint.ipynb #w8
 def sums_of_users(
-    training: Training, place: np.ndarray
-) -> list[int]:  # `place`: (n_users,) their numbers
-    """What a training knows of its users, as a sum over ratings and one over rows of
-    each table to start from."""
-    labelled = [
-        pairs for pairs in (training.pairs, training.valid) if pairs is not None
-    ]
+    training: Training,
+    place: np.ndarray,  # (n_users,) their numbers
+) -> list[int]:  # over ratings, and over rows of each table to start from
+    "What a training knows of its users, as sums."
+    both = training.pairs, training.valid
+    labelled = [pairs for pairs in both if pairs is not None]
     sums = [
         row_sum(place[p.user], item=p.item, rating=p.rating, y=p.y) for p in labelled
     ]
@@ -130,28 +116,20 @@ CHECKPOINT_FORMAT = 3
 
 
 def fingerprint(training: Training, n_users: int, sums: list[int]) -> str:
-    "A name for a training, after everything that decides how it ends."
+    "A name for a training, made of everything that its result depends on."
     arrays: dict[str, np.ndarray] = {}
     content = training.X[:, : training.X.shape[1] - training.audience.axes]
     for name, matrix in (("X", content), ("S", training.S)):
         if matrix is not None:
-            arrays |= {
-                f"{name}.{part}": getattr(matrix, part)
-                for part in ("data", "indices", "indptr")
-            }
+            inner = ("data", "indices", "indptr")
+            arrays |= {f"{name}.{part}": getattr(matrix, part) for part in inner}
     if training.start is not None:
-        weights = training.start.state_dict().items()
-        arrays |= {
-            f"start.{k}": w.numpy(force=True)
-            for k, w in weights
-            if k not in USER_TABLES
-        }
+        weights = training.start.state_dict()
+        shared = [name for name in weights if name not in USER_TABLES]
+        arrays |= {f"start.{name}": weights[name].numpy(force=True) for name in shared}
     versions = [CHECKPOINT_FORMAT, torch.__version__, np.__version__]
-    stages = [
-        asdict(training.model_config),
-        asdict(training.config),
-        asdict(training.audience),
-    ]
+    configs = training.model_config, training.config, training.audience
+    stages = [asdict(config) for config in configs]
     settings = [stages, training.seed, training.last]
     return sha256_of(arrays, [training.X.shape, n_users, versions, settings, sums])[:32]
 
@@ -160,7 +138,7 @@ CHECKPOINT_SECONDS = 10.0  # between one checkpoint and the next, at least
 
 # %% ../nbs/11_checkpoint.ipynb #w12
 class Checkpoint(Callback):
-    "Keeps trainings in a folder, and goes on from there."
+    "Keeps the state of trainings in a folder, and continues from there."
 
     def __init__(
         self,
@@ -177,9 +155,8 @@ class Checkpoint(Callback):
     def on_train_begin(self, training: Training) -> None:
         "Take up the state of this training, if it has been kept."
         everybody = np.arange(len(training.pairs.users))
-        self.name = fingerprint(
-            training, len(everybody), sums_of_users(training, everybody)
-        )
+        sums = sums_of_users(training, everybody)
+        self.name = fingerprint(training, len(everybody), sums)
         self.file, self.written = self.folder / f"{self.name}.safetensors", monotonic()
         if self.file.exists():
             try:
@@ -194,11 +171,8 @@ class Checkpoint(Callback):
         "Keep the state if it is time, or the end."
         if training.over or monotonic() - self.written >= CHECKPOINT_SECONDS:
             tensors, numbers = state_of(training)
-            save_tensors(
-                self.file,
-                tensors,
-                {"training": self.name, "numbers": json.dumps(numbers)},
-            )
+            about = {"training": self.name, "numbers": json.dumps(numbers)}
+            save_tensors(self.file, tensors, about)
             self.written = monotonic()
 
     def read(self, file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -210,9 +184,8 @@ class Checkpoint(Callback):
             return tensors, json.loads(about["numbers"])
 
 # %% ../nbs/11_checkpoint.ipynb #q1
-_STATE = re.compile(
-    r"[0-9a-f]{32}(-[0-9]+-[0-9]+-of-[0-9]+)?\.(safetensors|json)"
-)  # as checkpoints are named
+# as checkpoints are named
+_STATE = re.compile(r"[0-9a-f]{32}(-[0-9]+-[0-9]+-of-[0-9]+)?\.(safetensors|json)")
 
 
 def checkpoint_of(
@@ -274,8 +247,7 @@ def _clear(folder: Path) -> None:
 def checkpoints_beside(
     out: Path,  # folder for the results
 ) -> Iterator[Path]:
-    """The folder for a run's checkpoints; it stays if the run fails and left some to go
-    on from."""
+    "The folder for a run's checkpoints; it stays if the run fails and left some."
     folder, done = checkpoint_of(out), False
     missing = [above for above in folder.parents if not above.exists()]
     lock = _hold(folder, out)
@@ -284,9 +256,8 @@ def checkpoints_beside(
         done = True
     finally:
         with suppress(OSError):
-            if done or not any(
-                _STATE.fullmatch(file.name) for file in folder.iterdir()
-            ):
+            names = [file.name for file in folder.iterdir()]
+            if done or not any(map(_STATE.fullmatch, names)):
                 _clear(folder)
         lock.release()
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Everything that must be shared when many processes learn one model, on top of code that knows of one.
+"""The few sums that processes must share to learn one model, on top of code written for one process.
 
 Docs: https://correct-smooth.github.io/correct_smooth/distributed.html.md"""
 
@@ -87,9 +87,7 @@ def everybodys_population(pairs: Interactions) -> Population:  # of this rank
 # %% ../nbs/13b_distributed.ipynb #d06b
 def numbering(
     users: pd.Index,  # (n,) of this rank
-    # (n,) int64, their places among the users of all ranks, sorted by id; alone, 0 to n
-    # - 1
-) -> np.ndarray:
+) -> np.ndarray:  # (n,) int64, places among all users, sorted by id
     "Where users stand among everybody's."
     if world_size() == 1:
         return np.arange(len(users))
@@ -98,17 +96,15 @@ def numbering(
 
 # %% ../nbs/13b_distributed.ipynb #d06e
 def generator_behind(seed: int, n: int) -> np.random.Generator:
-    "Random numbers from a seed, as they go on behind the first n of 64 bits."
+    "Random numbers of a seed that come after the first n of 64 bits."
     return np.random.Generator(np.random.PCG64(seed).advance(int(n)))
 
 # %% ../nbs/13b_distributed.ipynb #d07a
 def everybody(
     pairs: Interactions,  # of this rank
-) -> (
-    Interactions
-):  # of all ranks, users numbered among all; labels are not sent and are nan
-    """The ratings of all ranks, in the order of ranks, for what cannot be found out
-    apart."""
+    # of all ranks, users numbered among all; labels are not sent and are nan
+) -> Interactions:
+    "The ratings of all ranks, in their order, for what cannot be found from parts."
     if world_size() == 1:
         return pairs
     place = numbering(pairs.users).astype(np.int32)
@@ -118,9 +114,8 @@ def everybody(
     )
     users = pd.RangeIndex(int(all_reduce_sum(len(pairs.users))))
     unknown = np.broadcast_to(np.float32("nan"), len(user))
-    return Interactions(
-        user, item, rating, unknown, users, pairs.items
-    )  # its population as all of these tell
+    # its population follows from all of these
+    return Interactions(user, item, rating, unknown, users, pairs.items)
 
 # %% ../nbs/13b_distributed.ipynb #d08
 def _put_together(A: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
@@ -131,9 +126,8 @@ def _put_together(A: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
         for part in (own.data, own.indices, np.diff(own.indptr), rows)
     )
     starts = np.append(0, np.cumsum(count))
-    return sparse.csr_matrix((data, indices, starts), (len(place), A.shape[1]))[
-        np.argsort(place)
-    ]
+    found = sparse.csr_matrix((data, indices, starts), (len(place), A.shape[1]))
+    return found[np.argsort(place)]
 
 
 def shared_graph(
@@ -144,16 +138,12 @@ def shared_graph(
 ) -> sparse.csr_matrix:  # the same on every rank
     "What `item_graph` makes of everybody's ratings."
     rows, threads = np.arange(X.shape[0])[rank() :: world_size()], get_num_threads()
-    content = _put_together(
-        cosine_knn(content_columns(X, blocks, config), config.k, threads, rows), rows
-    )
+    columns = content_columns(X, blocks, config)
+    content = _put_together(cosine_knn(columns, config.k, threads, rows), rows)
     corated = None
     if config.corating:
-        everybodys = everybody(pairs)
-        found = corating_knn(
-            everybodys, config.corating_k, config.corating_shrinkage, threads, rows
-        )
-        corated = _put_together(found, rows)
+        how = config.corating_k, config.corating_shrinkage, threads, rows
+        corated = _put_together(corating_knn(everybody(pairs), *how), rows)
     return blend(content, corated, config)
 
 # %% ../nbs/13b_distributed.ipynb #a1d02
@@ -173,15 +163,13 @@ def normal_rows(
     place: np.ndarray | None = None,
     rows: int = 65_536,  # drawn at a time, a multiple of 16
 ) -> Tensor:  # (m, d)
-    """Rows of a random table, the same whether all of it is kept or a part; the whole
-    is never in memory."""
+    "Rows of a random table, the same whether all or some are kept, drawn in blocks."
     if place is None:
         return torch.empty(n, d).normal_(std=std)
     order = np.argsort(place, kind="stable")
     out, starts = torch.empty(len(place), d), [*range(0, n, rows)]
-    if (
-        len(starts) > 1 and (n - starts[-1]) * d < 16
-    ):  # PyTorch draws in sixteens, and fewer in another way
+    # PyTorch draws in sixteens, and fewer in another way
+    if len(starts) > 1 and (n - starts[-1]) * d < 16:
         starts.pop()
     for start, end in zip(starts, [*starts[1:], n], strict=True):
         block = torch.empty(end - start, d).normal_(std=std)
@@ -210,13 +198,13 @@ class ShardModel(ItemUserModel):
         for d in (config.emb_dim, 1):
             # drawn in one process as well, and thrown away
             normal_rows(n_users, d, 1.0, self.place)
-        vectors, biases = (
-            nn.Embedding.from_pretrained(
-                normal_rows(n_users, d, config.init_std, self.place),
-                freeze=False,
-                sparse=True,
-            )
+        tables = (
+            normal_rows(n_users, d, config.init_std, self.place)
             for d in (config.emb_dim, 1)
+        )
+        vectors, biases = (
+            nn.Embedding.from_pretrained(table, freeze=False, sparse=True)
+            for table in tables
         )
         return vectors, biases
 
@@ -226,8 +214,7 @@ def shared_step_size(
     n_ratings: int,  # of all ranks
     ranks: int,
 ) -> int:
-    """Ratings in a batch, of all ranks together: as set, or what suits so many ratings
-    and ranks."""
+    "Ratings in a batch of all ranks: as set, or what suits their number and the ranks."
     alone = step_size(replace(config, batch_size=None), n_ratings)
     return config.batch_size or min(ranks * alone, max(n_ratings // 100, alone))
 
@@ -248,15 +235,8 @@ def shares(
 # %% ../nbs/13b_distributed.ipynb #d17e
 def same_everywhere(text: str) -> bool:
     "Whether all ranks have the same to say."
-    return (
-        len(
-            {
-                said.tobytes()
-                for said in all_gather(np.frombuffer(text.encode(), np.uint8))
-            }
-        )
-        == 1
-    )
+    said = all_gather(np.frombuffer(text.encode(), np.uint8))
+    return len({one.tobytes() for one in said}) == 1
 
 # %% ../nbs/13b_distributed.ipynb #d18
 class SharedTraining(Training):
@@ -288,19 +268,15 @@ class SharedTraining(Training):
         steps = shares(self.pairs.item, self.together, self.n_ratings, self.rng)
         own = [self.epoch_loss(steps), self.valid_loss()]
         summed = all_reduce_sum(np.array(own))
-        return float(summed[0] / self.n_ratings), float(
-            summed[1] / max(self.n_valid, 1)
-        )
+        trained, valid = summed / (self.n_ratings, max(self.n_valid, 1))
+        return float(trained), float(valid)
 
     def result(self) -> Trained:
         "The same, once all ranks have ended with the same shared weights."
         done = super().result()
-        weights = done.model.state_dict().items()
-        shared = {
-            name: weight.numpy(force=True)
-            for name, weight in weights
-            if name not in USER_TABLES
-        }
+        weights = done.model.state_dict()
+        names = [name for name in weights if name not in USER_TABLES]
+        shared = {name: weights[name].numpy(force=True) for name in names}
         if not same_everywhere(sha256_of(shared, None)):
             raise RuntimeError(
                 "the ranks' shared weights have drifted apart; are all on the "
@@ -439,9 +415,8 @@ class SharedCheckpoint(Checkpoint):
         files = [self.folder / name for name in names.split("|") if name]
         if files:
             try:
-                state = self._own(files) or dealt_anew(
-                    map(self.read, files), self.place
-                )
+                others = map(self.read, files)
+                state = self._own(files) or dealt_anew(others, self.place)
                 with reading(files[0]):
                     restore(training, *state)
             except InputError as error:
@@ -455,9 +430,8 @@ class SharedCheckpoint(Checkpoint):
         if training.over or broadcast(late) == "due":
             tensors, numbers = state_of(training)
             about = {"training": self.name, "numbers": json.dumps(numbers)}
-            keep_state(
-                self.folder, self.name, training.epoch, tensors, self.place, about
-            )
+            where = self.folder, self.name, training.epoch
+            keep_state(*where, tensors, self.place, about)
             self.written = monotonic()
 
     def _own(
@@ -467,8 +441,5 @@ class SharedCheckpoint(Checkpoint):
         if len(files) != world_size():
             return None
         tensors, numbers = self.read(files[rank()])
-        return (
-            (tensors, numbers)
-            if torch.equal(tensors.pop("place", self.place), self.place)
-            else None
-        )
+        same = torch.equal(tensors.pop("place", self.place), self.place)
+        return (tensors, numbers) if same else None

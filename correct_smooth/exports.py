@@ -1,4 +1,4 @@
-"""One person's films as a service hands them out: found by title and year, on the scale of the model, and what is unknown is listed.
+"""One person's films as a service exports them: found by title and year, brought to the scale of the model, and what is unknown is listed.
 
 Docs: https://correct-smooth.github.io/correct_smooth/exports.html.md"""
 
@@ -67,38 +67,27 @@ _NO_FILM = re.compile(r"series|episode|game|podcast|music|serie", re.IGNORECASE)
 def _films(table: Table, notes: dict[str, int]) -> pd.DataFrame:
     "The films of a table, under our names, indexed by row number."
     cells = read_table(table, notes)
-    names = {
-        name: _COLUMNS[_plain(name)]
-        for name in cells.columns
-        if _plain(name) in _COLUMNS
-    }
+    plain = {name: _plain(name) for name in cells.columns}
+    names = {name: _COLUMNS[o] for name, o in plain.items() if o in _COLUMNS}
     films = cells[list(names)].rename(columns=names)
     films.index = pd.RangeIndex(2, 2 + len(films))
     for name in ("id", "title", "other", "year", "rating", "kind"):
-        films[name] = (
-            films[name].map(str, na_action="ignore") if name in films else None
-        )
+        given = name in films
+        films[name] = films[name].map(str, na_action="ignore") if given else None
     odd = films["kind"].astype(object).fillna("").map(_NO_FILM.search).map(bool)
     if odd.any():
-        notes["rows that are no films, such as a " + films["kind"][odd].iloc[0]] = int(
-            odd.sum()
-        )
+        such = "rows that are no films, such as a " + films["kind"][odd].iloc[0]
+        notes[such] = int(odd.sum())
     return films[~odd & films["title"].notna()].drop(columns="kind")
 
 
 def _tables(files: dict[str, TableFile], whole: bool) -> list[Table]:
-    """Tables that may be an export: of a zip or a folder those two that are told by
-    their names."""
-    names = (
-        [name for name in ("ratings.csv", "watched.csv") if name in files]
-        if whole
-        else list(files)
-    )
+    "Tables that may be an export: of a zip or a folder the two with the usual names."
+    wanted = ("ratings.csv", "watched.csv") if whole else files
     found = []
-    for name in names:
-        with suppress(
-            InputError
-        ):  # whoever reads it as a table of another kind will say what is wrong
+    for name in [name for name in wanted if name in files]:
+        # what is wrong with a table is said when it is read as one of another kind
+        with suppress(InputError):
             found.append(find_table(files[name]))
     return [table for table in found if which_service(table)]
 
@@ -106,9 +95,8 @@ def _tables(files: dict[str, TableFile], whole: bool) -> list[Table]:
 def export_films(
     path: str | Path,  # an export: a zip, a folder, or a table by itself
     notes: dict[str, int],  # what was left out is counted here
-) -> (
-    tuple[Service, pd.DataFrame] | None
-):  # title, other, year, rating, id; no rating where it was only watched
+    # title, other, year, rating, id; no rating where it was only watched
+) -> tuple[Service, pd.DataFrame] | None:
     "The films of an export; None if it is none."
     path = Path(path).expanduser()
     files, whole = table_files(path), path.is_dir() or path.suffix.lower() == ".zip"
@@ -121,9 +109,8 @@ def export_films(
         return None
     service = which_service(tables[0])
     assert service is not None
-    films = pd.concat(
-        [_films(table, notes) for table in tables], ignore_index=len(tables) > 1
-    )
+    found = [_films(table, notes) for table in tables]
+    films = pd.concat(found, ignore_index=len(tables) > 1)
     return service, films[~films.duplicated(["title", "year"])]
 
 # %% ../nbs/12g_exports.ipynb #x11
@@ -147,9 +134,8 @@ def known_films(
     "The movies that are meant by title and year, or by id."
     found, moved, called = list[int | str | None](), 0, Called(movies)
     text = movies.index.dtype.kind not in "iu"
-    for id_, title, other, year in films[["id", "title", "other", "year"]].itertuples(
-        index=False
-    ):
+    rows = films[["id", "title", "other", "year"]].itertuples(index=False)
+    for id_, title, other, year in rows:
         if text and id_ in movies.index:
             found.append(id_)
             continue

@@ -1,4 +1,4 @@
-"""What a model said in a format before, in today's terms; or a plain word that it cannot be said.
+"""A model in an earlier format is translated to the present one, or refused with the reason.
 
 Docs: https://correct-smooth.github.io/correct_smooth/formats.html.md"""
 
@@ -23,15 +23,13 @@ def from_format_7(about: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/11b_formats.ipynb #f05
 def from_format_6(about: dict[str, Any]) -> dict[str, Any]:
-    """What model.json of format 6 would say today: there was no audience, and there
-    were no watch scores."""
+    "What model.json of format 6 would say today: no audience, and no watch scores."
     new = {"audience": asdict(AudienceConfig(axes=0)), "watch": None}
     return {**about, "settings": {**about["settings"], **new}}
 
 # %% ../nbs/11b_formats.ipynb #f08
 def _refinement_from_5(old: dict[str, Any]) -> dict[str, Any]:
-    """A refinement of format 5 in today's terms; raises `InputError` where there are
-    none."""
+    "A refinement of format 5 in today's terms, or `InputError` if there are none."
     rule, over = old["rule"], (old["smoothing"], old["normalisation"])
     kind = Diffusion if rule == "diffusion" else CorrectAndSmooth
     if kind is CorrectAndSmooth and old["T"] and over != ("scores", "row"):
@@ -40,27 +38,19 @@ def _refinement_from_5(old: dict[str, Any]) -> dict[str, Any]:
             f"after the rule {rule!r}; today only Diffusion does: fit it again with "
             "that, or with smoothing 'scores' by 'row'"
         )
-    known = kind.__dataclass_fields__
-    return {
-        "kind": kind.__name__,
-        **{name: value for name, value in old.items() if name in known},
-    }
+    known = {o: value for o, value in old.items() if o in kind.__dataclass_fields__}
+    return {"kind": kind.__name__, **known}
 
 
 def from_format_5(about: dict[str, Any]) -> dict[str, Any]:
-    """What model.json of the format before would say today; raises `InputError` if it
-    cannot be said."""
+    "What model.json of format 5 would say today, or `InputError` if it cannot be said."
     settings, standard = dict(about["settings"]), dict(about["standard"])
     settings["refinement"] = _refinement_from_5(settings["refinement"])
-    training = {
-        name: value
-        for name, value in settings["training"].items()
-        if name != "schedule"
-    }
-    decay = training.pop("user_weight_decay")
-    settings["training"] = (
-        training if decay is None else {**training, "weight_decay": decay}
-    )
+    training = dict(settings["training"])
+    training.pop("schedule", None)
+    if (decay := training.pop("user_weight_decay")) is not None:
+        training["weight_decay"] = decay
+    settings["training"] = training
     fixed = None if standard["liked"] == "mean" else standard["liked"]
     standard["fixed"] = "thresholds" if standard.pop("given") else fixed
     return {**about, "settings": settings, "standard": standard}

@@ -1,4 +1,4 @@
-"""Audience, vectors and watch scores as one file of tensors, and back, each looked at before it is used.
+"""Audience, vectors and watch scores in one file of tensors, each checked when it is read.
 
 Docs: https://correct-smooth.github.io/correct_smooth/item_tensors.html.md"""
 
@@ -32,29 +32,21 @@ def item_tensors(
         matrices["vectors"] = vectors
         found["width"] = np.array([vectors.shape[1]])
     for name, A in matrices.items():
-        found |= {
-            f"{name}.{part}": getattr(A, part) for part in ("data", "indices", "indptr")
-        }
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(array))
-        for name, array in found.items()
-    }
+        for part in ("data", "indices", "indptr"):
+            found[f"{name}.{part}"] = getattr(A, part)
+    whole = {name: np.ascontiguousarray(array) for name, array in found.items()}
+    return {name: torch.from_numpy(array) for name, array in whole.items()}
 
 # %% ../nbs/11c_item_tensors.ipynb #t008
 def _sparse(
     tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], kind: type
 ) -> Any:
     "A sparse matrix of finite numbers; raises `ValueError` for anything else."
-    parts = (
-        tensors[f"{name}.{part}"].numpy() for part in ("data", "indices", "indptr")
-    )
-    A = kind(tuple(parts), shape=shape)
+    names = [f"{name}.{part}" for part in ("data", "indices", "indptr")]
+    A = kind(tuple(tensors[o].numpy() for o in names), shape=shape)
     A.check_format(full_check=True)
-    if (
-        A.dtype != np.float32
-        or (np.diff(A.indptr) < 0).any()
-        or not (np.abs(A.data) < 1e15).all()
-    ):
+    odd = A.dtype != np.float32 or (np.diff(A.indptr) < 0).any()
+    if odd or not (np.abs(A.data) < 1e15).all():
         raise ValueError(f"{name} holds what are no weights")
     return A
 
@@ -69,11 +61,9 @@ def vectors_of(tensors: dict[str, torch.Tensor], n: int) -> sparse.csr_matrix | 
 def histories(
     data: Dataset, mean: sparse.csc_matrix, config: WatchConfig
 ) -> sparse.csc_matrix:
-    """What the users of a data set have watched, and behind them the mean that was
-    saved."""
-    return sparse.hstack(
-        [watched(data, config.disliked), mean], format="csc", dtype=np.float32
-    )
+    "What the users of a data set have watched, and after them the saved mean."
+    both = [watched(data, config.disliked), mean]
+    return sparse.hstack(both, format="csc", dtype=np.float32)
 
 
 def watch_of(

@@ -1,4 +1,4 @@
-"""A folder sorted by users, of which each process reads its own rows and no others.
+"""A folder of ratings, sorted by users, from which each process reads its own rows and no others.
 
 Docs: https://correct-smooth.github.io/correct_smooth/partition.html.md"""
 
@@ -47,30 +47,24 @@ from .tables import write_rows
 
 # %% ../nbs/13a_partition.ipynb #p01
 def _folder(source: str | Path | None) -> Path | None:
-    """The folder or file that `load_data` would read; None where the data come with the
-    package."""
+    "The folder or file that `load_data` would read; None for data of the package."
     named = source or os.environ.get("CORRECT_SMOOTH_DATA") or "demo"
     return None if named in ("demo", "synthetic") else Path(named).expanduser()
 
 
 def _alike(folder: Path) -> bool:
-    """Whether each block of ratings can be read by itself: item ids are of one kind,
-    and times plain numbers."""
+    "Whether blocks can be read by themselves: ids of one kind, times plain numbers."
     if not all((folder / name).is_file() for name in TABLES):
         return False
     with reading(folder):
         movies, ratings = (pq.ParquetFile(folder / name) for name in TABLES)
         schemas = movies.schema_arrow, ratings.schema_arrow
         if any(schema.get_field_index("item_id") < 0 for schema in schemas):
-            return False  # whoever reads it all will say so
-        kinds = [
-            str(schema.field("item_id").type).removeprefix("large_")
-            for schema in schemas
-        ]
-        if [kind if kind == "string" else "int" in kind for kind in kinds] not in (
-            ["string"] * 2,
-            [True] * 2,
-        ):
+            return False  # reading all of it gives the error
+        types = [str(schema.field("item_id").type) for schema in schemas]
+        kinds = [kind.removeprefix("large_") for kind in types]
+        alike = [kind if kind == "string" else "int" in kind for kind in kinds]
+        if alike not in (["string"] * 2, [True] * 2):
             return False
         at = ratings.schema_arrow.get_field_index("timestamp")
         if at < 0:
@@ -93,9 +87,8 @@ def _checked_blocks(
         try:
             block = check_ratings(batch.to_pandas(), found)
         except InputError as error:
-            raise InputError(
-                f"{error} (counted from row {row:,})" if row else str(error)
-            ) from error
+            where = f" (counted from row {row:,})" if row else ""
+            raise InputError(f"{error}{where}") from error
         row += len(batch)
         for reason, n in found.items():
             dropped[reason] = dropped.get(reason, 0) + n
@@ -105,17 +98,13 @@ def _checked_blocks(
 def _rating_blocks(
     source: str | Path | None,
 ) -> tuple[pd.DataFrame, Iterator[pd.DataFrame], int, dict[str, int]]:
-    """Movies, ratings block by block, their number, and what has been left out, which
-    grows with the blocks."""
+    "Movies, ratings in blocks, their number, and what has been left out so far."
     folder = _folder(source)
     if not folder or not _alike(folder):
-        data = load_data(source, no_opinion="keep")  # whoever reads it may know better
-        return (
-            item_table(data).set_index("item_id"),
-            iter([data.ratings]),
-            len(data.ratings),
-            dict(data.dropped),
-        )
+        # what means "no opinion" is decided when the folder is read
+        data = load_data(source, no_opinion="keep")
+        movies, whole = item_table(data).set_index("item_id"), iter([data.ratings])
+        return movies, whole, len(data.ratings), dict(data.dropped)
     dropped: dict[str, int] = {}
     with reading(folder):
         check_parquet(folder / "movies.parquet")
@@ -134,10 +123,8 @@ def _into_buckets(
     blocks: Iterable[pd.DataFrame],
     n: int,  # buckets
     folder: Path,
-) -> list[
-    Path
-]:  # in the order of hashes; of buckets that nothing fell into there is no file
-    "Deal ratings out by hash, in their order of arrival."
+) -> list[Path]:  # in the order of hashes; an empty bucket has no file
+    "Distribute ratings by hash, in their order of arrival."
     writers: dict[int, pq.ParquetWriter] = {}
     paths = [folder / f"{at}.parquet" for at in range(n)]
     try:
@@ -167,9 +154,8 @@ def _sorted_buckets(
         path.unlink()
         for reason, count in found.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
-        ratings = found.ratings.assign(
-            **{USER_HASH: user_hash(found.ratings["user_id"])}
-        )
+        hashes = {USER_HASH: user_hash(found.ratings["user_id"])}
+        ratings = found.ratings.assign(**hashes)
         yield ratings.sort_values([USER_HASH, "user_id"], kind="stable")
 
 # %% ../nbs/13a_partition.ipynb #c006
@@ -178,8 +164,7 @@ def partition(
     folder: str | Path,  # replaced as a whole if it holds tables already
     progress: bool = True,  # show a bar
 ) -> dict[str, Any]:  # users, items, ratings, and what was dropped
-    """Write movies and ratings so that each rank can read its own users' rows; a tables
-    folder like any other."""
+    "Write a tables folder of which each rank can read its own users' rows."
     check_target(folder, "tables")
     movies, blocks, n, dropped = _rating_blocks(source)
     n_users = n_ratings = 0
@@ -187,35 +172,26 @@ def partition(
     with (
         atomic_folder(folder, "tables") as fresh,
         tqdm(
-            desc="partition",
-            unit="rating",
-            unit_scale=0.5,
-            total=2 * n,
-            leave=False,
+            desc="partition", unit="rating", unit_scale=0.5, total=2 * n, leave=False,
             **quiet,
         ) as bar,
-    ):
-        movies.reset_index(names="item_id").to_parquet(
-            fresh / "movies.parquet", index=False
-        )
+    ):  # fmt: skip
+        table = movies.reset_index(names="item_id")
+        table.to_parquet(fresh / "movies.parquet", index=False)
         buckets = fresh / "buckets"
         buckets.mkdir()
+        many = max(1, -(-n // BUCKET))
         with reading(source or "demo"):
-            paths = _into_buckets(
-                _counted(blocks, bar), max(1, -(-n // BUCKET)), buckets
-            )
+            paths = _into_buckets(_counted(blocks, bar), many, buckets)
         with write_rows(fresh / "ratings.parquet", GROUP) as write:
             for ratings in _counted(_sorted_buckets(movies, paths, dropped), bar):
-                n_users, n_ratings = (
-                    n_users + ratings["user_id"].nunique(),
-                    n_ratings + len(ratings),
-                )
+                n_users += ratings["user_id"].nunique()
+                n_ratings += len(ratings)
                 write(ratings)
         buckets.rmdir()
     counts = {"users": n_users, "items": len(movies), "ratings": n_ratings}
-    return counts | {
-        "dropped": {reason: count for reason, count in dropped.items() if count}
-    }
+    lost = {reason: count for reason, count in dropped.items() if count}
+    return counts | {"dropped": lost}
 
 
 def _counted(blocks: Iterable[pd.DataFrame], bar: tqdm) -> Iterator[pd.DataFrame]:
@@ -239,9 +215,8 @@ def read_own(
     folder: str | Path,  # as `partition` wrote it
     at: int | None = None,  # rank; None: this one
     ranks: int | None = None,  # how many there are; None: as in this job
-) -> tuple[
-    MovieData, int
-]:  # movies and one rank's ratings; how many ratings the ranks before it hold
+    # movies and one rank's ratings; how many ratings the ranks before it hold
+) -> tuple[MovieData, int]:
     "Read one rank's rows, and no others."
     at, ranks = rank() if at is None else at, world_size() if ranks is None else ranks
     folder = Path(folder).expanduser()
@@ -260,15 +235,13 @@ def read_own(
         raise InputError(
             f"rank {at} of {ranks} has no ratings in {folder}; use fewer ranks"
         )
-    noun = written_noun(folder / "movies.parquet") or "movie"
-    return movie_data(
-        movies, ratings, folder.resolve().name, no_opinion="keep", noun=noun
-    ), before
+    noun, name = written_noun(folder / "movies.parquet"), folder.resolve().name
+    how: dict[str, Any] = {"no_opinion": "keep", "noun": noun or "movie"}
+    return movie_data(movies, ratings, name, **how), before
 
 # %% ../nbs/13a_partition.ipynb #c008b
 def _footer(path: Path) -> np.ndarray:
-    """The end of a Parquet file: sizes, places and limits of all columns in all of its
-    row groups."""
+    "The end of a Parquet file: sizes, places and limits of columns in all row groups."
     with reading(path), path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         length = int.from_bytes(file.read(4), "little")
@@ -281,31 +254,23 @@ def load_shard(
     no_opinion: float | str = "find",
     # the rest of its arguments; a partitioned folder is ours, and needs none
     **reading: Any,
-) -> tuple[
-    MovieData, int
-]:  # movies and ratings; how many ratings the ranks before this one hold
-    """What a rank has to read: its own rows where the data are partitioned, else all of
-    them."""
+    # movies and ratings; how many ratings the ranks before this one hold
+) -> tuple[MovieData, int]:
+    "What a rank has to read: its own rows of partitioned data, else all of them."
     if world_size() == 1:
         return load_data(source, no_opinion=no_opinion, **reading), 0
     folder = _folder(source)
     dealt = folder if folder and is_partitioned(folder) else None
-    data, before = (
-        read_own(dealt)
-        if dealt
-        else (load_data(source, no_opinion=no_opinion, **reading), 0)
-    )
-    ratings = (
-        digest(_footer(dealt / "ratings.parquet")) if dealt else digest(data.ratings)
-    )
+    if dealt:
+        data, before = read_own(dealt)
+        ratings = digest(_footer(dealt / "ratings.parquet"))
+    else:
+        data, before = load_data(source, no_opinion=no_opinion, **reading), 0
+        ratings = digest(data.ratings)
     agree(movies=digest(data.movies.reset_index()), ratings=ratings)
     if dealt:
-        counts = (
-            data.ratings["rating"]
-            .value_counts()
-            .rename_axis("value")
-            .reset_index(name="n")
-        )
+        counts = data.ratings["rating"].value_counts().rename_axis("value")
+        counts = counts.reset_index(name="n")
         everybodys = gather_table(counts).groupby("value")["n"].sum()
         value = sentinel(everybodys) if no_opinion == "find" else no_opinion
         data = without_opinion(data, "keep" if value is None else value)

@@ -1,4 +1,4 @@
-"""Users are shared out among processes by a hash of their id; what these must tell each other fits into a handful of functions.
+"""Users are divided among processes by a hash of their id, and a handful of functions carries all that the processes tell each other.
 
 Docs: https://correct-smooth.github.io/correct_smooth/ranks.html.md"""
 
@@ -51,12 +51,11 @@ def world_size() -> int:
 def user_hash(
     ids: Any,  # (n,) whole numbers or text
 ) -> np.ndarray:  # (n,) int64, from 0 to 2**32 - 1
-    "A number for each user that any process computes alike."
+    "A number for each user, the same in every process."
     values = pd.Index(ids)
     whole = values.to_numpy(np.int64 if values.dtype.kind == "i" else object)
-    return (pd.util.hash_array(whole, categorize=False) >> np.uint64(32)).astype(
-        np.int64
-    )
+    hashes = pd.util.hash_array(whole, categorize=False)
+    return (hashes >> np.uint64(32)).astype(np.int64)
 
 # %% ../nbs/13_ranks.ipynb #c009b
 def holder(
@@ -73,34 +72,17 @@ def plot_holders(
     ax: Any,  # matplotlib's Axes
     ranks: int = 2,
 ) -> None:
-    """Who holds what: shares in a colour of each rank, things that all have in grey,
-    with what is sent."""
+    "Who holds what: in colour what each rank has of its own, in grey what all have."
+    middle, arrow = {"ha": "center", "va": "center"}, {"arrowstyle": "<->", "lw": 1.5}
     for row, (name, sent) in enumerate(what.items()):
         for r in range(ranks):
-            colour = "0.85" if sent is not None else f"C{r}"
-            ax.barh(
-                row,
-                0.68,
-                0.7,
-                r - 0.34,
-                color=colour,
-                alpha=1 if sent is not None else 0.75,
-            )
-            ax.text(
-                r,
-                row,
-                name if sent is not None else f"{name} of\nits users",
-                ha="center",
-                va="center",
-            )
+            own = sent is None
+            colour, alpha = (f"C{r}", 0.75) if own else ("0.85", 1)
+            ax.barh(row, 0.68, 0.7, r - 0.34, color=colour, alpha=alpha)
+            ax.text(r, row, f"{name} of\nits users" if own else name, **middle)
         if sent:
-            ax.annotate(
-                "",
-                (0.66, row + 0.1),
-                (0.34, row + 0.1),
-                arrowprops={"arrowstyle": "<->", "lw": 1.5},
-            )
-            ax.text(0.5, row - 0.15, sent, ha="center", va="center", fontsize=8)
+            ax.annotate("", (0.66, row + 0.1), (0.34, row + 0.1), arrowprops=arrow)
+            ax.text(0.5, row - 0.2, sent, fontsize=9, **middle)
     ax.set_xticks(range(ranks), [f"rank {r}" for r in range(ranks)])
     ax.set(ylim=(len(what) - 0.5, -0.7), xlim=(-0.45, ranks - 0.55), yticks=[])
     ax.xaxis.tick_top()
@@ -154,7 +136,7 @@ def _stopped(*_: Any) -> None:
 
 # %% ../nbs/13_ranks.ipynb #c022d
 def _new_corner(store: dist.Store, at: int, ranks: int, seconds: float) -> dist.Store:
-    "A part of the store in which no earlier life of this job has written."
+    "A part of the store in which no earlier start of this job has written."
     word, end = uuid4().hex, time.monotonic() + seconds
     if at > 0:
         store.set(f"ask/{at}", word)
@@ -163,7 +145,7 @@ def _new_corner(store: dist.Store, at: int, ranks: int, seconds: float) -> dist.
         return dist.PrefixStore(corner, store)
     for other in range(1, ranks):
         while not store.check([f"taken/{other}/{word}"]):
-            # perhaps by somebody dead, so look again
+            # perhaps by a dead rank, so look again
             asked = store.get(f"ask/{other}").decode()
             store.set(f"answer/{other}/{asked}", word)
             time.sleep(0.01)
@@ -174,34 +156,29 @@ def _new_corner(store: dist.Store, at: int, ranks: int, seconds: float) -> dist.
 # %% ../nbs/13_ranks.ipynb #c023a
 @dataclass
 class _Job:
-    "The ranks of a job, and the board where each that has to go leaves a word."
+    "The ranks of a job, and the store where each that leaves writes why."
 
     board: dist.Store
     at: int
     ranks: int
 
     def leave(self, error: BaseException) -> None:
-        "Pin up why this rank goes; nothing where it has only lost another."
+        "Write why this rank leaves; nothing if it has only lost another."
+        word = "" if isinstance(error, RankLost) else f"!{error}"
         with suppress(RuntimeError):
-            self.board.set(
-                f"word/{self.at}", "" if isinstance(error, RankLost) else f"!{error}"
-            )
-            # now it hangs there, and the others may be let go
+            self.board.set(f"word/{self.at}", word)
+            # once it can be read, the others may be let go
             self.board.get(f"word/{self.at}")
 
     def said_before(self, error: BaseException) -> bool:
-        """Whether a rank of a smaller number goes for the same reason; waits until all
-        of them have to go."""
+        "Whether a rank before this one leaves for the same reason; waits for them all."
         with suppress(RuntimeError):
-            return any(
-                self.board.get(f"word/{o}").decode() == f"!{error}"
-                for o in range(self.at)
-            )
+            words = (self.board.get(f"word/{o}").decode() for o in range(self.at))
+            return any(word == f"!{error}" for word in words)
         return False
 
     def reasons(self) -> list[str]:
-        """Where the ranks that go for a reason of their own will note that they have
-        said it."""
+        "Where ranks with a reason of their own will note that they have printed it."
         with suppress(RuntimeError):
             words = {f"said/{o}": f"word/{o}" for o in range(self.ranks)}
             return [
@@ -213,13 +190,11 @@ class _Job:
 
 # %% ../nbs/13_ranks.ipynb #c022g
 def _settle() -> str:  # what ranks talk through
-    """Take a GPU, if there is one for this rank, and the threads that torchrun has left
-    to it."""
+    "Take a GPU, if there is one, and the threads that torchrun has left this rank."
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(
-            variable("LOCAL_RANK", 0, 10**6, "0") % torch.cuda.device_count()
-        )
+        at = variable("LOCAL_RANK", 0, 10**6, "0")
+        torch.cuda.set_device(at % torch.cuda.device_count())
     threads = torch.get_num_threads()
     set_num_threads(threads)  # numba's, which would be all cores on every rank
     torch.set_num_threads(threads)  # numba has put them up, as it started its own
@@ -270,11 +245,9 @@ def is_said(
         return False
     # torchrun may end this process while it waits
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return (
-        bool(_left.reasons())
-        if isinstance(error, RankLost)
-        else _left.said_before(error)
-    )
+    if isinstance(error, RankLost):
+        return bool(_left.reasons())
+    return _left.said_before(error)
 
 # %% ../nbs/13_ranks.ipynb #c024b
 def last_word(
@@ -296,9 +269,8 @@ def all_reduce_sum(
     values = np.asarray(values)
     if world_size() == 1:
         return values
-    added = torch.from_numpy(
-        np.array(values, np.float64 if values.dtype.kind == "f" else np.int64)
-    )
+    kind = np.float64 if values.dtype.kind == "f" else np.int64
+    added = torch.from_numpy(np.array(values, kind))
     with _talking():
         dist.all_reduce(added)
     return added.numpy()
@@ -312,9 +284,8 @@ def all_gather(
     values = np.ascontiguousarray(values)
     if world_size() == 1:
         return [values]
-    lengths = all_reduce_sum(
-        np.eye(1, world_size(), rank(), dtype=np.int64)[0] * len(values)
-    )
+    own = np.eye(1, world_size(), rank(), dtype=np.int64)[0]
+    lengths = all_reduce_sum(own * len(values))
     width = values.dtype.itemsize * int(np.prod(values.shape[1:]))
     padded = torch.zeros(int(lengths.max()) * width, dtype=torch.uint8)
     padded.numpy()[: values.nbytes] = values.reshape(-1).view(np.uint8)
@@ -344,23 +315,19 @@ def gather_table(
         writer.write_table(own_rows)
     received = all_gather(np.frombuffer(sink.getvalue(), np.uint8), first_only)
     tables = [pa.ipc.open_stream(pa.py_buffer(sent)).read_all() for sent in received]
+    if not tables:
+        return table
     filled = [rows for rows in tables if len(rows)] or tables[:1]
-    return (
-        pa.concat_tables(filled, promote_options="permissive").to_pandas()
-        if tables
-        else table
-    )
+    return pa.concat_tables(filled, promote_options="permissive").to_pandas()
 
 # %% ../nbs/13_ranks.ipynb #w2
 def broadcast_table(
     table: pd.DataFrame,  # on rank 0
 ) -> pd.DataFrame:
     "Rank 0's table, on every rank."
-    return (
-        table
-        if world_size() == 1
-        else gather_table(table if rank() == 0 else pd.DataFrame())
-    )
+    if world_size() == 1:
+        return table
+    return gather_table(table if rank() == 0 else pd.DataFrame())
 
 # %% ../nbs/13_ranks.ipynb #w3
 def count_before(
@@ -441,8 +408,7 @@ def run_script(
     ranks: int = 2,
     restarts: int = 0,  # how often to start all ranks again if one ends with an error
 ) -> str:  # what was printed
-    """Run a script on several ranks of this machine; raises `RuntimeError` with what it
-    said, if it fails."""
+    "Run a script on several ranks of this machine; `RuntimeError` if it fails."
     (Path(folder) / "job.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "job.py"]

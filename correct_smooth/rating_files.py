@@ -1,4 +1,4 @@
-"""A person's own list of movies and ratings, read without guessing, and refused by row where it is not clear.
+"""One person's list of movies and ratings, read without guessing; what is not clear is refused with its row.
 
 Docs: https://correct-smooth.github.io/correct_smooth/rating_files.html.md"""
 
@@ -59,7 +59,7 @@ def separator(
 
 # %% ../nbs/12e_rating_files.ipynb #e11
 def _text(raw: bytes, notes: list[str]) -> str:
-    "The letters of a file."
+    "The text of a file."
     encoding, errors = find_encoding([raw])
     if (encoding, errors) != ("utf-8", "strict"):
         notes.append(
@@ -90,24 +90,17 @@ def _cells(path: str | Path, notes: list[str]) -> pd.DataFrame:  # indexed by ro
             text = _text(raw, notes)
             sep = separator(re.split(r"[\r\n]", text, maxsplit=1)[0])
             names = pd.read_csv(io.StringIO(text), sep=sep, nrows=0).columns
-            lines: dict[str, Any] = {"sep": sep, "skip_blank_lines": False}
-            given = from_cells(
-                read_csv(
-                    io.StringIO(text),
-                    {name: name for name in names},
-                    str(path),
-                    **lines,
-                )
-            )
+            how: dict[str, Any] = {"sep": sep, "skip_blank_lines": False}
+            same = {name: name for name in names}
+            given = from_cells(read_csv(io.StringIO(text), same, str(path), **how))
             first = 2
     return given.set_axis(range(first, first + len(given)), axis=0)
 
 # %% ../nbs/12e_rating_files.ipynb #e14
 def rating_rows(
     path: str | Path,  # .csv with any of , ; and tab between cells, or .parquet
-) -> tuple[
-    pd.DataFrame, list[str]
-]:  # columns among RATING_COLUMNS, indexed by row; remarks
+    # columns among RATING_COLUMNS, indexed by row; remarks
+) -> tuple[pd.DataFrame, list[str]]:
     "A file of ratings as it is, ids and titles as text."
     notes: list[str] = []
     given = _cells(path, notes)
@@ -116,11 +109,8 @@ def rating_rows(
     twice = [name for name in known if found.count(name) > 1]
     user = [name for name in found if "user" in name.casefold() and name != "user_id"]
     if "rating" not in found or not {"item_id", "title"} & set(found) or twice or user:
-        fault = (
-            f"has {twice[0]} twice"
-            if twice
-            else "needs the columns rating, and title or item_id"
-        )
+        fault = "needs the columns rating, and title or item_id"
+        fault = f"has {twice[0]} twice" if twice else fault
         raise InputError(
             f"{path} {fault}, and user_id if it is of several people; "
             f"found: {printable(', '.join(found))[:200]}"
@@ -133,10 +123,8 @@ def rating_rows(
     if not len(rows):
         raise InputError(f"{path} holds no ratings")
     others = (name for name in found if name not in rows.columns)
-    return rows, [
-        *notes,
-        *(f"left out: the column {printable(name)[:60]}" for name in others),
-    ]
+    left_out = [f"left out: the column {printable(name)[:60]}" for name in others]
+    return rows, notes + left_out
 
 # %% ../nbs/12e_rating_files.ipynb #e17
 def cut(text: str, width: int) -> str:
@@ -171,26 +159,19 @@ def known_kind(
     text: str,  # as typed, or as in a file
     known: pd.Index,
 ) -> int | str | None:
-    """An id of the kind of those known, whole number or text; None where it cannot be
-    one."""
-    return (
-        text
-        if text in known
-        else id_like(text.strip(), known)
-        if text.strip()
-        else None
-    )
+    "An id of the kind of those known, whole number or text; None if it cannot be one."
+    if text in known:
+        return text
+    return id_like(text.strip(), known) if text.strip() else None
 
 # %% ../nbs/12e_rating_files.ipynb #e25
 def ids_in(
     column: pd.Series,  # text, indexed by row number
     known: pd.Index,
 ) -> pd.Series:
-    """Ids of the kind of those known; raises `InputError` naming the rows where they
-    cannot be."""
-    ids = column.map(
-        {text: known_kind(text, known) for text in column.dropna().unique()}
-    )
+    "Ids of the kind of those known; raises `InputError` with the rows that have none."
+    kinds = {text: known_kind(text, known) for text in column.dropna().unique()}
+    ids = column.map(kinds)
     whole = known.dtype.kind == "i"
     if ids.isna().any():
         kind = "whole numbers" if whole else "text"
@@ -200,13 +181,12 @@ def ids_in(
 
 # %% ../nbs/12e_rating_files.ipynb #e27
 def stars_in(column: pd.Series) -> pd.Series:
-    """Ratings as numbers, `4,5` among them; raises `InputError` naming the rows with
-    anything else."""
-    stars = as_numbers(
-        column.map(
-            lambda cell: cell.replace(",", ".") if isinstance(cell, str) else cell
-        )
-    )
+    "Ratings as numbers, also `4,5`; raises `InputError` with the rows of other text."
+
+    def with_point(cell: Any) -> Any:
+        return cell.replace(",", ".") if isinstance(cell, str) else cell
+
+    stars = as_numbers(column.map(with_point))
     if stars.isna().any():
         raise refuse("a rating must be a number", quoted(column[stars.isna()]))
     return stars
@@ -216,25 +196,20 @@ def with_years(
     titles: pd.Series,  # indexed by row number
     years: pd.Series,  # as in the file
 ) -> pd.Series:  # titles as a person writes them, with the year behind
-    """Titles and years of two columns in one; raises `InputError` naming the rows where
-    they do not fit."""
-    year = {
-        row: whole_number(text) for row, text in years.dropna().items() if text.strip()
-    }
+    "Titles and years in one; raises `InputError` with the rows where they do not fit."
+    given = years.dropna().items()
+    year = {row: whole_number(text) for row, text in given if text.strip()}
     if odd := [row for row, number in year.items() if not YEAR.fullmatch(str(number))]:
-        raise refuse(
-            "a year must be a number of four digits",
-            quoted(years[years.index.isin(odd)]),
-        )
+        rows = quoted(years[years.index.isin(odd)])
+        raise refuse("a year must be a number of four digits", rows)
     written = {
         row: title
         for row, title in titles.items()
         if row in year and isinstance(title, str)
     }
     within = {row: split_year(title)[1] for row, title in written.items()}
-    if other := [
-        row for row, number in within.items() if number not in (None, year[row])
-    ]:
+    other = [row for row, number in within.items() if number not in (None, year[row])]
+    if other:
         both = (titles + ", " + years)[years.index.isin(other)]
         raise refuse("title and year tell of different years", quoted(both))
     more = {
@@ -253,11 +228,8 @@ def movie_name(title: Any, year: Any) -> str:
 def _nearest(movies: pd.DataFrame, title: str) -> str:
     "A title, and the movies it may mean."
     found = find_movies(movies, title, 2) if title.strip() else pd.DataFrame()
-    found = (
-        found
-        if len(found) or not title.strip()
-        else find_movies(movies, split_year(title)[0], 2)
-    )
+    if title.strip() and not len(found):
+        found = find_movies(movies, split_year(title)[0], 2)
     hints = [
         f"#{printable(movie.item_id)} {cut(movie_name(movie.title, movie.year), 40)}"
         for movie in found.itertuples()
@@ -270,8 +242,7 @@ def movies_in(
     column: pd.Series,  # titles, indexed by row number
     movies: pd.DataFrame,
 ) -> pd.Series:  # ids
-    """The movies that are meant; raises `InputError` naming the titles that are not
-    clear."""
+    "The movies that are meant; raises `InputError` with the titles that are unclear."
     if "title" not in movies:
         raise InputError(
             "the items of this model have no titles; give the column item_id instead"
@@ -308,10 +279,8 @@ def free_id(known: pd.Index) -> int | str:
 # %% ../nbs/12e_rating_files.ipynb #exp
 def _listed(films: pd.DataFrame, movies: pd.DataFrame) -> str:
     "The first of some films, and what each may be."
-    names = [
-        movie_name(title, year)
-        for title, year in films[["title", "year"]].itertuples(index=False)
-    ]
+    both = films[["title", "year"]].itertuples(index=False)
+    names = [movie_name(title, year) for title, year in both]
     shown = ", ".join(_nearest(movies, name) for name in names[:ROWS])
     return shown + (f", and {len(names) - ROWS:,} more" if len(names) > ROWS else "")
 
@@ -335,29 +304,21 @@ def _ratings_of(
     )
     if not len(films):
         if not len(strange):
-            raise InputError(
-                "; ".join(
-                    [f"{service.name}'s file holds nothing of use", *remarks(dropped)]
-                )
-            )
+            nothing = f"{service.name}'s file holds nothing of use"
+            raise InputError("; ".join([nothing, *remarks(dropped)]))
         raise InputError(
             f"of {service.name}'s titles this model knows none; left out: {listed}"
         )
     watched = films["rating"].isna()
-    stars = stars_in(films["rating"][~watched])
-    stars = (
-        stars
-        if as_rated
-        else to_scale(stars, service, float(known.min()), float(known.max()), dropped)
-    )
+    stars, n_watched = stars_in(films["rating"][~watched]), int(watched.sum())
+    if not as_rated:
+        low, high = float(known.min()), float(known.max())
+        stars = to_scale(stars, service, low, high, dropped)
     if silent is None:
-        dropped[
-            "titles watched and not rated; this model has no rating that says so"
-        ] = int(watched.sum())
+        why = "titles watched and not rated; this model has no rating that says so"
+        dropped[why] = n_watched
     else:
-        dropped["note: titles watched and not rated, taken as seen"] = int(
-            watched.sum()
-        )
+        dropped["note: titles watched and not rated, taken as seen"] = n_watched
         stars = pd.concat([stars, pd.Series(float(silent), films.index[watched])])
     if not len(stars):
         raise InputError(
@@ -390,21 +351,16 @@ def ratings_for(
         if len(strange := items[~items.isin(movies.index)]):
             raise refuse("items unknown to this model", quoted(strange))
     else:
-        titles = (
-            with_years(rows["title"], rows["year"]) if "year" in rows else rows["title"]
-        )
-        items = movies_in(titles, movies)
+        titles, dated = rows["title"], "year" in rows
+        items = movies_in(with_years(titles, rows["year"]) if dated else titles, movies)
     who = ids_in(rows["user_id"], users) if "user_id" in rows else free_id(users)
     found = {"user_id": who, "item_id": items, "rating": stars_in(rows["rating"])}
     ratings = check_ratings(pd.DataFrame(found, index=rows.index), dropped)
     notes += remarks(dropped)
-    known = model.data_.rating
-    if ratings["rating"].min() < known.min() or ratings["rating"].max() > known.max():
-        low, high = (
-            f"{stars:g}" for stars in (ratings["rating"].min(), ratings["rating"].max())
-        )
+    known, stars = model.data_.rating, ratings["rating"]
+    if stars.min() < known.min() or stars.max() > known.max():
         notes.append(
-            f"ratings from {low} to {high}, and the model knows {known.min():g} "
-            f"to {known.max():g}"
+            f"ratings from {stars.min():g} to {stars.max():g}, and the model knows "
+            f"{known.min():g} to {known.max():g}"
         )
     return ratings, notes

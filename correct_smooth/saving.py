@@ -109,50 +109,37 @@ STAGES: dict[str, type] = {
 
 
 def _stage(kind: type, settings: dict[str, Any]) -> Any:
-    return kind(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    )
+    texts = settings.items()
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in texts})
 
 
 def settings_from_json(
     written: dict[str, Any], features: MovieFeatures
 ) -> dict[str, Any]:
-    """Settings of a recommender back from JSON; raises `InputError` for an unknown kind
-    of refinement."""
+    "Settings of a recommender from JSON; raises `InputError` for unknown refinements."
     settings = {name: _stage(kind, written[name]) for name, kind in STAGES.items()}
     refinement = dict(written["refinement"])
-    check_choice(
-        "kind of refinement", kind := refinement.pop("kind"), tuple(REFINEMENTS)
-    )
-    rest = {
-        name: written[name]
-        for name in ("labels", "liked", "validation", "ensemble", "seed", "progress")
+    kind = refinement.pop("kind")
+    check_choice("kind of refinement", kind, tuple(REFINEMENTS))
+    stages = {
+        "refinement": _stage(REFINEMENTS[kind], refinement),
+        "watch": written["watch"] and _stage(WatchConfig, written["watch"]),
     }
-    watch = written["watch"] and _stage(WatchConfig, written["watch"])
-    refined = _stage(REFINEMENTS[kind], refinement)
-    return {
-        "features": features,
-        **settings,
-        "refinement": refined,
-        "watch": watch,
-        **rest,
-    }
+    names = ("labels", "liked", "validation", "ensemble", "seed", "progress")
+    rest = {name: written[name] for name in names}
+    return {"features": features, **settings, **stages, **rest}
 
 # %% ../nbs/11a_saving.ipynb #s8
 def _tables(data: Dataset) -> dict[str, pd.DataFrame]:
     "A data set as tables, by id."
-    seen = [
-        part
-        for part in (data.seen, None if data.hidden is None else data.hidden.ratings)
-        if part is not None
-    ]
+    hidden = None if data.hidden is None else data.hidden.ratings
+    seen = [part for part in (data.seen, hidden) if part is not None]
+    thresholds = data.thresholds.rename("threshold").rename_axis("user_id")
     return {
         "movies": data.movies.reset_index(names="item_id"),
         "ratings": data.ratings,
         "users": pd.DataFrame({"user_id": data.users}),
-        "thresholds": data.thresholds.rename("threshold")
-        .rename_axis("user_id")
-        .reset_index(),
+        "thresholds": thresholds.reset_index(),
         "seen": pd.concat(seen, ignore_index=True) if seen else data.ratings[:0],
     }
 
@@ -173,30 +160,25 @@ def write_model(
     "Write a model as tables, arrays and text."
     data = state.data
     with atomic_folder(folder, "model", sums=True) as fresh:
-        save_tensors(
-            fresh / "weights.safetensors", nn.ModuleList(state.models).state_dict()
-        )
-        save_tensors(
-            fresh / "items.safetensors",
-            item_tensors(state.audience, state.watch, data.vectors),
-        )
+        weights = nn.ModuleList(state.models).state_dict()
+        save_tensors(fresh / "weights.safetensors", weights)
+        of_items = item_tensors(state.audience, state.watch, data.vectors)
+        save_tensors(fresh / "items.safetensors", of_items)
         sparse.save_npz(fresh / "graph.npz", state.A)
         for name, table in _tables(data).items():
             table.to_parquet(fresh / f"{name}.parquet", index=False)
         about = {
-            "format": FORMAT, "version": version("correct_smooth"), "name": data.name,
-            "noun": data.noun,
-            "epochs": state.epochs, "own_graph": state.own_graph,
-            "trained": state.trained,
+            "format": FORMAT, "version": version("correct_smooth"),
+            "name": data.name, "noun": data.noun, "epochs": state.epochs,
+            "own_graph": state.own_graph, "trained": state.trained,
             "settings": settings_to_json(state.settings, state.features),
             "standard": {
                 "liked": data.liked, "fixed": data.fixed, "no_opinion": data.no_opinion,
                 "population": vars(data.people),
             },
         }  # fmt: skip
-        (fresh / "model.json").write_text(
-            json.dumps(about, indent=1, default=np.generic.item)
-        )
+        text = json.dumps(about, indent=1, default=np.generic.item)
+        (fresh / "model.json").write_text(text)
 
 # %% ../nbs/11a_saving.ipynb #s11
 def check_sums(
@@ -250,24 +232,18 @@ def _dataset(
     "Ratings by position, judged as they were when they were saved."
     standard, known = about["standard"], about["standard"]["no_opinion"]
     users = pd.Index(tables["users"]["user_id"], name="user_id")
-    checked = movie_data(
-        tables["movies"], tables["ratings"], about["name"], no_opinion="keep"
-    )
+    both = tables["movies"], tables["ratings"]
+    checked = movie_data(*both, about["name"], no_opinion="keep")
     if not users.is_unique:
         raise InputError(f"{folder} names a user twice")
     check_liked(standard["liked"])
     check_noun(about["noun"])
-    people = Population(
-        **{name: float(value) for name, value in standard["population"].items()}
-    )
+    facts = standard["population"].items()
+    people = Population(**{name: float(value) for name, value in facts})
     fixed = None if standard["fixed"] is None else float(standard["fixed"])
     usual = people.mean if fixed is None else fixed
-    line = (
-        tables["thresholds"]
-        .set_index("user_id")["threshold"]
-        .reindex(users)
-        .fillna(usual)
-    )
+    thresholds = tables["thresholds"].set_index("user_id")["threshold"]
+    line = thresholds.reindex(users).fillna(usual)
     ratings, items = checked.ratings, checked.movies.index
     user = positions(ratings["user_id"], users, "user")
     item = positions(ratings["item_id"], items, "item")
@@ -285,8 +261,7 @@ def _dataset(
 
 # %% ../nbs/11a_saving.ipynb #s18
 def _described(folder: Path) -> dict[str, Any]:
-    """What model.json says, in today's terms; raises `InputError` where it is none of
-    ours."""
+    "What model.json says, in today's terms; raises `InputError` if it is not ours."
     if not (folder / "model.json").is_file():
         raise InputError(f"there is no saved model in {folder} (no model.json)")
     about = json.loads((folder / "model.json").read_text())
@@ -319,28 +294,21 @@ def _features(state: dict[str, Any]) -> MovieFeatures:
 def _of_items(
     folder: Path, data: Dataset, settings: dict[str, Any]
 ) -> tuple[Dataset, np.ndarray, Watch | None]:
-    """Data with vectors, audience, watch scores; raises `InputError` where they are not
-    those of the settings."""
+    "Data with vectors, audience, watch scores, if they fit the settings."
     shape = len(data.items), settings["audience"].axes
     if not (folder / "items.safetensors").is_file():  # a format before
         return data, np.zeros(shape, np.float32), None
     tensors, _ = load_tensors(folder / "items.safetensors")
     audience = tensors["audience"].numpy()
-    if (
-        audience.shape != shape
-        or audience.dtype != np.float32
-        or not (np.abs(audience) < 1e15).all()
-    ):
+    fits = audience.shape == shape and audience.dtype == np.float32
+    if not fits or not (np.abs(audience) < 1e15).all():
         raise InputError(
             f"{folder} describes {audience.shape} audiences of items, and "
             f"{shape} are due"
         )
     data = replace(data, vectors=vectors_of(tensors, len(data.items)))
-    return (
-        data,
-        audience,
-        settings["watch"] and watch_of(tensors, data, settings["watch"]),
-    )
+    config = settings["watch"]
+    return data, audience, config and watch_of(tensors, data, config)
 
 
 def _restored(folder: Path, about: dict[str, Any]) -> Fitted:
@@ -372,27 +340,21 @@ PARTS = "parts.json"  # names the parts of a model, each a model of some of its 
 def part_names(folder: Path) -> list[str]:
     "Names of the parts of a model, all of them in this very folder."
     names = json.loads((folder / PARTS).read_text())["parts"]
+    one = re.compile("part-[0-9]{5}")
     listed = isinstance(names, list) and names
-    if not listed or not all(
-        isinstance(n, str) and re.fullmatch("part-[0-9]{5}", n) for n in names
-    ):
+    if not listed or not all(isinstance(n, str) and one.fullmatch(n) for n in names):
         raise InputError(
             f"{folder}/{PARTS} must name parts such as part-00000; copy the "
             "whole folder again"
         )
-    if not all(
-        (folder / n / "model.json").is_file() and not (folder / n).is_symlink()
-        for n in names
-    ):
+    parts = [folder / n for n in names]
+    if not all((o / "model.json").is_file() and not o.is_symlink() for o in parts):
         raise InputError(
             f"{folder}/{PARTS} names parts that are not there; copy the whole "
             "folder again"
         )
-    check_sums(
-        folder,
-        [PARTS, *(f"{n}/{MARKER}" for n in names)],
-        read_marker(folder).get("sha256"),
-    )
+    files = [PARTS, *(f"{n}/{MARKER}" for n in names)]
+    check_sums(folder, files, read_marker(folder).get("sha256"))
     return names
 
 # %% ../nbs/11a_saving.ipynb #u24
@@ -402,15 +364,11 @@ def stacked(
     # (n_users,) where in the parts, one after another, each user of the whole stands
     order: np.ndarray,
 ) -> ItemUserModel:
-    """One model of all users of several; raises `InputError` where they differ in more
-    than users."""
+    "One model of all users of several; `InputError` if they differ in more than users."
+    states = [part.state_dict() for part in parts]
     first, *others = (
-        {
-            name: w
-            for name, w in part.state_dict().items()
-            if not name.startswith("user")
-        }
-        for part in parts
+        {name: w for name, w in state.items() if not name.startswith("user")}
+        for state in states
     )
     if any(other.keys() != first.keys() for other in others) or any(
         not torch.equal(other[name], first[name]) for other in others for name in first
@@ -421,33 +379,22 @@ def stacked(
     whole, at = deepcopy(parts[0]), torch.from_numpy(np.asarray(order, np.int64))
     for name in ("user", "user_bias"):
         table = torch.cat([getattr(part, name).weight for part in parts])[at]
-        setattr(
-            whole, name, nn.Embedding.from_pretrained(table, freeze=False, sparse=True)
-        )
+        rows = nn.Embedding.from_pretrained(table, freeze=False, sparse=True)
+        setattr(whole, name, rows)
     return whole
 
 # %% ../nbs/11a_saving.ipynb #s22
 def _joined_data(parts: list[Dataset], users: pd.Index, order: np.ndarray) -> Dataset:
-    """The ratings of all parts; `users` stand one part after the other, and are put in
-    this order."""
+    "The ratings of all parts; `users`, one part after the other, are put in `order`."
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     first, starts = parts[0], np.cumsum([0, *(len(part.users) for part in parts[:-1])])
-    columns = {
-        "user": [
-            place[part.user + start] for part, start in zip(parts, starts, strict=True)
-        ]
-    }
-    names = (
-        "item",
-        "rating",
-        "y",
-        *(["timestamp"] if first.timestamp is not None else []),
-    )
+    both = zip(parts, starts, strict=True)
+    columns = {"user": [place[part.user + start] for part, start in both]}
+    names = ["item", "rating", "y", *["timestamp"] * (first.timestamp is not None)]
     columns |= {name: [getattr(part, name) for part in parts] for name in names}
-    joined: dict[str, Any] = {
-        name: np.concatenate(arrays) for name, arrays in columns.items()
-    }
+    whole = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    joined: dict[str, Any] = whole
     lines = pd.concat([part.thresholds for part in parts]).iloc[order]
     seen = [part.seen for part in parts if part.seen is not None]
     return replace(
@@ -460,21 +407,16 @@ def _joined_data(parts: list[Dataset], users: pd.Index, order: np.ndarray) -> Da
 def _joined(parts: list[Fitted], folder: Path) -> Fitted:
     "One model of the users of all parts."
     first = parts[0]
-    users = pd.Index(
-        np.concatenate([part.data.users for part in parts]), name="user_id"
-    )
+    ids = np.concatenate([part.data.users for part in parts])
+    users = pd.Index(ids, name="user_id")
     order = users.argsort()
     if not users.is_unique:
         raise InputError(f"{folder} names a user in two parts")
     for part in parts[1:]:
-        states = [
-            json.dumps(features_state(p.features), default=str) for p in (first, part)
-        ]
-        if (
-            part.A.shape != first.A.shape
-            or (part.A != first.A).nnz
-            or states[0] != states[1]
-        ):
+        known = [features_state(p.features) for p in (first, part)]
+        states = [json.dumps(state, default=str) for state in known]
+        other = part.A.shape != first.A.shape or (part.A != first.A).nnz
+        if other or states[0] != states[1]:
             raise InputError(
                 f"the parts of {folder} are of different models; copy the whole "
                 "folder again"
@@ -500,9 +442,8 @@ def read_model(
         folder = Path(folder).expanduser()
         clear_leftovers(folder)
         if (folder / PARTS).is_file():
-            return _joined(
-                [read_model(folder / name) for name in part_names(folder)], folder
-            )
+            parts = [read_model(folder / name) for name in part_names(folder)]
+            return _joined(parts, folder)
     with reading(f"the model in {folder}"):
         about = _described(folder)
         try:

@@ -1,4 +1,4 @@
-"""A recommender and a run whose few joints are filled anew, so that all ranks fit, judge and write one result.
+"""A recommender and a run on several ranks that fit, judge and write one result together.
 
 Docs: https://correct-smooth.github.io/correct_smooth/shared_run.html.md"""
 
@@ -119,8 +119,7 @@ def with_mean_of_all(model: Embeddings) -> Embeddings:
 
 # %% ../nbs/13d_shared_run.ipynb #s03
 class SharedRecommender(CorrectSmoothRecommender):
-    """A recommender of this rank's users, fitted, tuned and evaluated by all ranks
-    together."""
+    "A recommender of this rank's users, fitted and evaluated by all ranks together."
 
     def fit(
         self,
@@ -130,11 +129,7 @@ class SharedRecommender(CorrectSmoothRecommender):
         features: Any = None,
     ) -> Self:
         "As in one process, with this rank's ratings; settings are compared first."
-        settings = {
-            name: value
-            for name, value in self.get_params().items()
-            if name != "progress"
-        }
+        settings = {k: v for k, v in self.get_params().items() if k != "progress"}
         agree(settings=str(settings), movies=digest(data.movies.reset_index()))
         return super().fit(data, edges, callbacks, features)
 
@@ -142,9 +137,8 @@ class SharedRecommender(CorrectSmoothRecommender):
         return everybodys_population(pairs)
 
     def _hidden(self, data: Dataset, share: float) -> np.ndarray | None:
-        hidden = holdout(
-            data, share, generator_behind(self.seed, count_before(len(data)))
-        )
+        rng = generator_behind(self.seed, count_before(len(data)))
+        hidden = holdout(data, share, rng)
         return hidden if self._in_all(int(hidden.sum())) else None
 
     def _in_all(self, n: int) -> int:
@@ -182,12 +176,8 @@ class SharedRecommender(CorrectSmoothRecommender):
         valid: Interactions | None = None,
         **how: Any,
     ) -> Trained:
-        how = {
-            "model_config": self.model,
-            "config": self.training,
-            "progress": self.progress,
-            **how,
-        }
+        own = {"model_config": self.model, "config": self.training}
+        how = {**own, "progress": self.progress, **how}
         return train_shared(X, pairs, valid, **how, audience=self.audience)
 
     def _audience(self, pairs: Interactions) -> np.ndarray:
@@ -208,12 +198,10 @@ class SharedRecommender(CorrectSmoothRecommender):
     def evaluate(
         self, test: Any, metrics: Mapping[str, Metric] | None = None
     ) -> Evaluation:
-        """As in one process; per-user metrics are of all users, predictions of this
-        rank's."""
+        "As in one process; metrics are of all users, predictions of this rank's."
         predictions = self._predictions(test)
-        users = everybodys_metrics(
-            predictions, pd.Series(self.data_.counts, self.users_), metrics
-        )
+        n_train = pd.Series(self.data_.counts, self.users_)
+        users = everybodys_metrics(predictions, n_train, metrics)
         found = evaluation(predictions, users, self.seed)
         asked = sample_of_users(found.users["user_id"], self.seed)
         mine, popularity = asked[is_own(asked)], self._popularity()
@@ -231,8 +219,7 @@ class SharedRecommender(CorrectSmoothRecommender):
 # %% ../nbs/13d_shared_run.ipynb #s05a
 @contextmanager
 def shared_checkpoints(out: Path) -> Iterator[Path]:  # `out`: folder for the results
-    """The folder for checkpoints, held by rank 0; where it cannot be, all ranks end and
-    say why."""
+    "The folder for checkpoints, held by rank 0; if it cannot be, all ranks say why."
     if rank() > 0:
         if trouble := broadcast():
             raise InputError(trouble)
@@ -250,8 +237,7 @@ def shared_checkpoints(out: Path) -> Iterator[Path]:  # `out`: folder for the re
 # %% ../nbs/13d_shared_run.ipynb #s05c
 @contextmanager
 def shared_results(out: Path) -> Iterator[Path]:
-    """A fresh folder for all ranks to write into; it takes its name when all of them
-    are done."""
+    "A fresh folder for all ranks; it takes its name when all of them are done."
     if rank() == 0:
         with atomic_folder(out, "results") as fresh:
             yield Path(broadcast(str(fresh)))
@@ -286,8 +272,7 @@ def hold_back_here(
     seed: int,
     before: int,  # ratings that the ranks before this one hold
 ) -> np.ndarray:  # (n,) True where held back
-    """This rank's part of what one process would hold back; raises `InputError` for
-    what it cannot know."""
+    "This rank's part of what one process would hold back, or `InputError`."
     if world_size() > 1:
         check_choice("split (of several processes)", how, ("random", "last"))
     if how == "random":
@@ -335,8 +320,7 @@ class SharedRun(Run):
 
     @contextmanager
     def results(self) -> Iterator[Path]:
-        """A fresh folder for all ranks to write into; it takes its name when all of
-        them are done."""
+        "A fresh folder for all ranks; it takes its name when all of them are done."
         with shared_results(self.out) as fresh:
             yield fresh
 
