@@ -269,8 +269,8 @@ def load_shard(
         ratings = digest(data.ratings)
     agree(movies=digest(data.movies.reset_index()), ratings=ratings)
     if dealt:
-        counts = data.ratings["rating"].value_counts().rename_axis("value")
-        counts = counts.reset_index(name="n")
+        given = data.ratings["rating"].value_counts().rename_axis("value")
+        counts = given.reset_index(name="n")
         everybodys = gather_table(counts).groupby("value")["n"].sum()
         value = sentinel(everybodys) if no_opinion == "find" else no_opinion
         data = without_opinion(data, "keep" if value is None else value)
