@@ -189,13 +189,13 @@ def calibration_finding(
         f"({_number(100 * gap, '+z.1f')})"
     )
     return (
-        f"C+S scores are {after['confidence']:.1%} sure on average, and their calls are "
-        f"right {after['accuracy']:.1%} of the time: {verdict} "
-        f"(base: {_number(100 * gap_before, '+z.1f')}). The mean score is "
+        f"C+S scores are {after['confidence']:.1%} sure on average, and their calls "
+        f"are right {after['accuracy']:.1%} of the time: {verdict} (base: "
+        f"{_number(100 * gap_before, '+z.1f')}). The mean score is "
         f"{after['score']:.1%}, and {after['liked']:.1%} of the held-out "
         f"{plural(summary['data'].get('noun', 'item'))} are liked. In ten groups by "
-        f"score, mean score and share liked are {100 * after['error']:.1f} points apart "
-        f"on average (base: {100 * before['error']:.1f})."
+        f"score, mean score and share liked are {100 * after['error']:.1f} points "
+        f"apart on average (base: {100 * before['error']:.1f})."
     )
 
 # %% ../nbs/12_report.ipynb #rc125
@@ -205,11 +205,13 @@ _FACTS = {
     "popularity": ("Ratings of a recommended item", "in training, mean; the nearer to "
     "the next line, the less only hits are shown", ",.1f"),
     "catalogue": ("Ratings of any item", "the same over the whole catalogue", ",.1f"),
-    "percentile": ("Popularity percentile", "share of items that are less popular; 50%: "
+    "percentile": ("Popularity percentile", "share of items that are less popular; "
+    "50%: "
     "no preference for hits; below popular is good", ".1%"),
     "novelty": ("Novelty", "bits; one more where half as many users know an item; more "
     "is better where NDCG stays as high", ".2f"),
-    "unrated": ("Without ratings", "share of places with items that nobody has rated in "
+    "unrated": ("Without ratings", "share of places with items that nobody has rated "
+    "in "
     "training; above 0%, new items are shown", ".1%"),
     "overlap": ("Overlap", "share of a list that another user, drawn at random, has as "
     "well; near 0%: lists are personal, 100%: all are the same", ".1%"),
@@ -399,12 +401,12 @@ _CAPTIONS = {
         "Share of liked items against the score, a line for base and one for C+S, with "
         "the diagonal on which both are equal.",
         "Of the items scored about 0.7, are 70% liked? On the diagonal a score can be "
-        "read as a probability. Flatter than the "
-        "diagonal: over-confident; steeper: under-confident.",
+        "read as a probability. Flatter than the diagonal: over-confident; steeper: "
+        "under-confident.",
     ),
     "lists": (
-        "A point for each ordering of lists: NDCG@10 of liked items to the right, share "
-        "of users who know a recommended item downwards.",
+        "A point for each ordering of lists: NDCG@10 of liked items to the right, "
+        "share of users who know a recommended item downwards.",
         "To the right: more of what users went on to like is on the lists. Upwards: "
         "fewer users know the items. Orange: more than the most popular items, the "
         "interval of the difference above 0.",
