@@ -14,6 +14,7 @@ import argparse
 import ast
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -233,8 +234,8 @@ def write_out(page, folder):
 
 
 def figures(values):
-    "Key figures in four digits."
-    return {k: float(f"{float(v):.4g}") for k, v in values.items()}
+    "Key figures in four digits; what could not be computed is none."
+    return {k: float(f"{float(v):.4g}") for k, v in values.items() if math.isfinite(v)}
 
 
 def study(name, out=None):
