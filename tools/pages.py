@@ -1,4 +1,4 @@
-"""How an entry of the reference looks on the site; nbdev calls `Entries` (doc_procs in pyproject.toml).
+"""What the site needs beside what nbdev does; nbdev calls `Entries` (doc_procs in pyproject.toml).
 
 nbdev writes a signature with every type in full and every setting of a default. Here it is the one in the
 source, comments and all; where the source stands below it anyway, the entry is the name and what it does.
@@ -74,14 +74,26 @@ def open_names(cells):
     return shown
 
 
+def own_ids(html, seen):
+    "A styled table whose ids no other table of the page has; `seen` counts them."
+    found = re.search(r'<table id="(T_\w+)"', html)
+    if not found:
+        return html
+    name = found[1]
+    seen[name] = seen.get(name, 0) + 1
+    return html if seen[name] == 1 else re.sub(rf"\b{name}(?=_|\b)", f"{name}x{seen[name]}", html)
+
+
 class Entries(Processor):
-    "Writes every entry of a page anew."
+    "Writes every entry of a page anew, and gives each styled table ids of its own."
 
     def end(self):
         cells = [o for o in self.nb.cells if getattr(o, "source", None) is not None]
-        shown = open_names(cells)
+        shown, seen = open_names(cells), {}
         for cell in cells:
             for out in cell.get("outputs", []):
                 data = out.get("data", {})
                 if "text/markdown" in data and re.search(r"^show_doc", cell.source, re.MULTILINE):
                     data["text/markdown"] = entry("".join(data["text/markdown"]), shown)
+                if "text/html" in data:
+                    data["text/html"] = own_ids("".join(data["text/html"]), seen)
