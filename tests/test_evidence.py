@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +95,105 @@ def test_an_entry_says_what_it_was_run_on(name):
     assert all(o["ratings"] > 0 and re.fullmatch("[0-9a-f]{12}", o["sha"]) for o in entry["data"].values())
     assert entry["machine"]["cores"] > 0 and "torch" in entry["machine"]["packages"]
     assert entry["figures"], "the page's last cell says what its key figures are: evidence = {...}"
+
+
+def found(study, *names):
+    "Figures of a study whose names begin and end so: what stands between them, and the value."
+    first, last = names
+    figures = evidence.load()[study]["figures"]
+    return {
+        k[len(first) : len(k) - len(last)]: v
+        for k, v in figures.items()
+        if k.startswith(first) and k.endswith(last)
+    }
+
+
+def others(table):
+    return {k: v for k, v in table.items() if not k.startswith("our")}
+
+
+DATA = ("the-movies-dataset", "demo")
+
+
+@pytest.mark.parametrize("on", DATA)
+def test_scores_are_ahead_where_movies_are_given(on):
+    "09_benchmarks and the README."
+    for end in ("low", "splits low"):
+        behind = found("benchmarks", f"{on}, ", f", {end}")
+        assert min(others(behind).values()) > 0 and behind["ours, base"] > 0, end
+    auc = found("benchmarks", f"{on}, ", ", roc_auc")
+    assert max(others(auc), key=auc.get).startswith("LightFM, ids + ")
+
+
+def test_content_counts_and_the_idea_not_our_version():
+    auc, low, high = (found("benchmarks", f"{DATA[0]}, ", f", {o}") for o in ("roc_auc", "low", "high"))
+    for package in ("LightFM", "myFM"):
+        assert auc[f"{package}, ids + content"] > auc[f"{package}, ids"] + 0.01
+    assert low["our base, geometric C+S"] < 0 < high["our base, geometric C+S"]
+
+
+@pytest.mark.parametrize("on", DATA)
+def test_lists_are_ahead(on):
+    "09a_lists and the README: liked by both measures; watched by NDCG, and nobody ahead by recall."
+    for end in ("low", "splits low"):
+        for metric in ("ndcg_at_10", "recall_at_20"):
+            assert min(others(found("lists", f"{on}, liked, {metric}, ", f", {end}")).values()) > 0
+        assert min(others(found("lists", f"{on}, watched, ndcg_at_10, ", f", {end}")).values()) > 0
+    assert min(others(found("lists", f"{on}, watched, recall_at_20, ", ", high")).values()) > 0
+    ndcg = found("lists", f"{on}, liked, ndcg_at_10, ", ", ndcg_at_10")
+    assert ndcg["ours, both"] > 2 * ndcg["popularity"] > 2 * ndcg["ours, like"]
+
+
+def test_popularity_wins_where_nothing_is_personal():
+    ndcg = found("lists", "synthetic, watched, ndcg_at_10, ", ", ndcg_at_10")
+    assert max(ndcg, key=ndcg.get) == "popularity"
+    low, high = (
+        found("lists", "synthetic, liked, ndcg_at_10, ", f", {o}")["ALS on liked"] for o in ("low", "high")
+    )
+    assert low < 0 < high
+
+
+def test_newcomers_are_served_alike():
+    "08a_newcomers_measured."
+    low, high = (found("newcomers", "", f" known, folded minus trained in, {o}") for o in ("low", "high"))
+    assert set(low) == {"1", "2", "5", "10", "20", "50"}
+    assert all(-0.01 < low[k] <= 0 <= high[k] for k in low)
+    ahead = found("newcomers", "new movies, ", ", low")
+    assert ahead["content kNN"] > 0.03 and ahead["vote average"] > 0.02 and ahead["base"] > 0
+
+
+def test_the_case_study_says_so():
+    "08_movies_dataset: what is passed on must be errors, and kept small; the test."
+    low, high = (found("case-study", "", f", {o}") for o in ("low", "high"))
+    assert high["the recipe: own labels, smoothed once"] < 0
+    assert high["residuals spread, autoscale"] < 0 and high["residuals spread, one scale a user"] < 0
+    assert low["residuals of labelled neighbours"] > 0 and low["residuals spread, fixed scale"] > 0
+    assert low["the same, both graphs (default)"] < 0 < high["the same, both graphs (default)"]
+    delta = found("case-study", "split ", ", delta")
+    assert 0.003 < delta["mean"] < 0.004 and sum(low[f"split {o}"] > 0 for o in range(5)) == 3
+
+
+def test_what_is_said_of_speed():
+    "09c_speed: one requirement missed, the others kept."
+    times, slope, reached = (
+        found("speed", a, b) for a, b in (("", ", times faster"), ("slope, ", ""), ("reached, ", ""))
+    )
+    assert 25 <= times["epoch; the plain way"] < 50 <= times["the plain way; ours with all defaults"]
+    assert (
+        times["C+S and metrics of all users; the plain way"]
+        >= 150
+        <= times["the same, ours by its default rule"]
+    )
+    assert times["epoch; LightFM"] >= 3 and times["metrics; scikit-learn"] >= 1000
+    assert max(times["epoch; a sweep of implicit ALS"], times["lists of ten; implicit ALS"]) < 0.9
+    assert times["graph; scikit-learn, exact"] > 1 < times["graph; pynndescent"]
+    assert max(v for k, v in slope.items() if k.startswith(("ratings", "users"))) <= 1.1
+    assert min(reached["epoch"], reached["scores of pairs"]) > 0.3
+    assert max(reached["lists of ten"], reached["graph"]) < 0.5 and reached["metrics"] < 0.1
+
+
+def test_tables_and_pictures_can_be_had_as_files(tmp_path):
+    evidence.write_out("08b_books", tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    truth = pd.read_csv(tmp_path / "b014-0-0.csv", index_col=0)
+    assert truth.loc["what I will like", "loved authors"] > 2 * truth.loc["at random", "loved authors"]
