@@ -195,16 +195,12 @@ class ShardModel(ItemUserModel):
     def _user_tables(
         self, n_users: int, config: ModelConfig
     ) -> tuple[nn.Embedding, nn.Embedding]:
-        for d in (config.emb_dim, 1):
-            # drawn in one process as well, and thrown away
-            normal_rows(n_users, d, 1.0, self.place)
         tables = (
             normal_rows(n_users, d, config.init_std, self.place)
             for d in (config.emb_dim, 1)
         )
         vectors, biases = (
-            nn.Embedding.from_pretrained(table, freeze=False, sparse=True)
-            for table in tables
+            nn.Embedding.from_pretrained(table, freeze=False) for table in tables
         )
         return vectors, biases
 
@@ -226,7 +222,7 @@ def shares(
     rng: np.random.Generator | None = None,  # shuffles; None keeps the order
 ) -> Iterator[Batch]:
     "Cut this rank's ratings into as many batches as all ratings make."
-    order, starts = shuffled(len(item), rng), np.arange(0, n_ratings, size)
+    order, starts = shuffled(item, rng), np.arange(0, n_ratings, size)
     ends = np.minimum(starts + size, n_ratings)
     for start, end in zip(starts, ends, strict=True):
         rows = order[start * len(item) // n_ratings : end * len(item) // n_ratings]

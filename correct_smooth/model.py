@@ -6,7 +6,7 @@ Docs: https://correct-smooth.github.io/correct_smooth/model.html.md"""
 
 # %% auto #0
 __all__ = ['ENCODERS', 'HEADS', 'Bag', 'as_bag', 'bag_sum', 'ModelConfig', 'dropout', 'withhold', 'ItemEncoder', 'HeadArrays',
-           'Head', 'ItemUserModel', 'Embeddings', 'embed_items', 'embeddings', 'with_rows', 'average']
+           'Head', 'pair_logits', 'ItemUserModel', 'Embeddings', 'embed_items', 'embeddings', 'with_rows', 'average']
 
 # %% ../nbs/03_model.ipynb #c002
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
-from numba import prange
+from numba import get_num_threads, prange
 from scipy import sparse
 from scipy.special import expit
 from torch import Tensor, nn
@@ -240,6 +240,79 @@ class Head(nn.Module):
         "The head as arrays, for movies H (n_items, k) and users U (n_users, k)."
         raise NotImplementedError
 
+# %% ../nbs/03_model.ipynb #pl01
+# sums in any order, so in SIMD
+@compiled(parallel=True, fastmath={"reassoc", "contract"})
+def _pair_dots(
+    H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray
+) -> np.ndarray:
+    out = np.empty(len(item), np.float32)
+    for n in prange(len(item)):
+        h, u, total = H[item[n]], U[user[n]], np.float32(0)
+        for k in range(len(h)):
+            total += h[k] * u[k]
+        out[n] = total
+    return out
+
+# %% ../nbs/03_model.ipynb #pl02
+@compiled(parallel=True, fastmath={"contract"})
+def _pair_gradients(
+    H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray, g: np.ndarray,
+    parts: int,  # of the rows, each added up by one thread, in the order of the pairs
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    (m, k), s = H.shape, len(U)
+    H_grad, c_grad = np.zeros((m, k), np.float32), np.zeros(m, np.float32)
+    U_grad, b_grad = np.zeros((s, k), np.float32), np.zeros((s, 1), np.float32)
+    for part in prange(parts):
+        items = part * m // parts, (part + 1) * m // parts
+        users = part * s // parts, (part + 1) * s // parts
+        for n in range(len(g)):
+            i, u = item[n], user[n]
+            if items[0] <= i < items[1]:
+                c_grad[i] += g[n]
+                for j in range(k):
+                    H_grad[i, j] += g[n] * U[u, j]
+            if users[0] <= u < users[1]:
+                b_grad[u, 0] += g[n]
+                for j in range(k):
+                    U_grad[u, j] += g[n] * H[i, j]
+    return H_grad, c_grad, U_grad, b_grad
+
+
+class _PairLogits(torch.autograd.Function):
+    "Logits of pairs without a copy of the rows that they read."
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, c: Tensor, u: Tensor, b: Tensor, item: Tensor, user: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(h, u, item, user)
+        dots = _pair_dots(
+            *(o.numpy(force=True) for o in (h.contiguous(), u, item, user))
+        )
+        return torch.from_numpy(dots) + b[user, 0] + c[item]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        saved = (o.numpy(force=True) for o in (*ctx.saved_tensors, g))
+        grads = _pair_gradients(*saved, get_num_threads())
+        return *map(torch.from_numpy, grads), None, None
+
+# %% ../nbs/03_model.ipynb #pl03
+def pair_logits(
+    h: Tensor,  # (m, k) embeddings of some movies
+    c: Tensor,  # (m,) their terms
+    u: Tensor,  # (n_users, k)
+    b: Tensor,  # (n_users, 1)
+    item: Tensor,  # (n,) which of the m
+    user: Tensor,  # (n,)
+) -> Tensor:  # (n,)
+    "h_i . u_u + b_u + c_i of given pairs."
+    if u.is_cuda or u.dtype != torch.float32:
+        dots = (h.index_select(0, item) * u.index_select(0, user)).sum(dim=1)
+        return dots + b[user, 0] + c.index_select(0, item)
+    return _PairLogits.apply(h.contiguous(), c, u, b, item, user)
+
 # %% ../nbs/03_model.ipynb #c035
 class ItemUserModel(nn.Module):
     "A shared movie encoder, user embeddings and biases, and perhaps a head."
@@ -261,14 +334,11 @@ class ItemUserModel(nn.Module):
         self, n_users: int, config: ModelConfig
     ) -> tuple[nn.Embedding, nn.Embedding]:
         "Users' first vectors and biases."
-        widths = (config.emb_dim, 1)
-        for d in widths:
-            # drawn as `nn.Embedding` would: later random numbers depend on it
-            torch.empty(n_users, d).normal_()
-        starts = [torch.empty(n_users, d).normal_(std=config.init_std) for d in widths]
-        vectors, biases = (  # sparse: gradients of the batch's users only
-            nn.Embedding.from_pretrained(start, freeze=False, sparse=True)
-            for start in starts
+        vectors, biases = (
+            nn.Embedding.from_pretrained(
+                torch.empty(n_users, d).normal_(std=config.init_std), freeze=False
+            )
+            for d in (config.emb_dim, 1)
         )
         return vectors, biases
 
@@ -280,27 +350,12 @@ class ItemUserModel(nn.Module):
         user: Tensor,  # (n,) for each rating, whose
         neighbours: Bag | None = None,  # weights of the movies' neighbours, from `bags`
     ) -> Tensor:  # (n,) logits
-        encoded = self.encoder(bag, item, neighbours)
-        # h[which] adds up gradients in any order
-        h, c = (rows.index_select(0, which) for rows in encoded)
-        u = self.user(user)
-        out = (h * u).sum(dim=1) + self.user_bias(user).squeeze(1) + c
-        return out if self.head is None else out + self.head(h, u)
-
-# %% ../nbs/03_model.ipynb #c038
-@compiled(
-    parallel=True, fastmath={"reassoc", "contract"}
-)  # sums in any order, so in SIMD
-def _pair_dots(
-    H: np.ndarray, U: np.ndarray, item: np.ndarray, user: np.ndarray
-) -> np.ndarray:
-    out = np.empty(len(item), np.float32)
-    for n in prange(len(item)):
-        h, u, total = H[item[n]], U[user[n]], np.float32(0)
-        for k in range(len(h)):
-            total += h[k] * u[k]
-        out[n] = total
-    return out
+        h, c = self.encoder(bag, item, neighbours)
+        u, b = self.user.weight, self.user_bias.weight
+        out = pair_logits(h, c, u, b, which, user)
+        if self.head is None:
+            return out
+        return out + self.head(h.index_select(0, which), u.index_select(0, user))
 
 # %% ../nbs/03_model.ipynb #c043
 def _sound(scores: np.ndarray) -> np.ndarray:
@@ -427,7 +482,7 @@ def _renewed(table: nn.Embedding, rows: np.ndarray, at: np.ndarray) -> nn.Embedd
         [table.weight, table.weight.new_zeros(more, table.embedding_dim)]
     )
     weight[torch.from_numpy(at)] = torch.from_numpy(rows).to(weight)
-    return nn.Embedding.from_pretrained(weight, freeze=False, sparse=table.sparse)
+    return nn.Embedding.from_pretrained(weight, freeze=False)
 
 
 @torch.no_grad()

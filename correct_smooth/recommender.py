@@ -287,8 +287,9 @@ class CorrectSmoothRecommender(BaseEstimator):
         labels: Literal["train", "all"] = "train",
         # a rating such as 4, or mean (each user's); None: as the data say
         liked: float | Literal["mean"] | None = None,
-        # share of training ratings to stop by; 0 trains for all epochs at once
-        validation: float = 0.1,
+        # share of training ratings to watch first, to find after how many epochs the
+        # loss on them stops falling; 0: all epochs
+        validation: float = 0.0,
         ensemble: int = 3,  # models to train, from as many seeds, and average
         seed: int = 0,  # of everything random
         progress: bool = True,  # show progress bars
@@ -1143,6 +1144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             epochs=5,
             batch_size=2048,
             learning_rate=1e-3,
+            schedule="constant",
             weight_decay=0,
             target="label",
         ),
