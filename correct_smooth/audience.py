@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
+from threadpoolctl import threadpool_limits
 
 from .checks import check_number, generator
 from .dataset import Interactions
@@ -72,9 +73,9 @@ def _leading(
         product = LinearOperator(
             (n, n), lambda x: summed(W @ (W.T @ x)), dtype=np.float64
         )
-        values, vectors = eigsh(
-            product, k, v0=generator(0).random(n), tol=1e-10, **_RESTARTS
-        )
+        start = generator(0).random(n)
+        with threadpool_limits(1, "blas"):  # steps too small to share
+            values, vectors = eigsh(product, k, v0=start, tol=1e-10, **_RESTARTS)
     order = np.argsort(-values)[:k]
     return values[order], vectors[:, order]
 

@@ -39,7 +39,7 @@ def state_of(
     for n, moments in training.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{n}.{name}": moment for name, moment in moments.items()}
     tensors["random.cpu"] = torch.random.get_rng_state()
-    if training.config.device == "cuda":
+    if training.config.runs_on == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     return tensors, {
         "history": training.history,
@@ -58,7 +58,7 @@ def restore(
     training: Training, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
 ) -> None:
     "Take up what `state_of` gave; without `rng` in `numbers`, not the random numbers."
-    device = training.config.device
+    device = training.config.runs_on
     training.model.load_state_dict(_under(tensors, "model."))
     kept = _under(tensors, "best.")
     best = {name: weight.to(device) for name, weight in kept.items()}

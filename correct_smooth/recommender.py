@@ -851,7 +851,12 @@ class CorrectSmoothRecommender(BaseEstimator):
         config = settings["model"]
         how: dict[str, Any] = {
             "model_config": config,
-            "config": replace(self.training, epochs=epochs),
+            # near the minimum, steps as large as the first ones would lead away from it
+            "config": replace(
+                self.training,
+                epochs=epochs,
+                learning_rate=self.training.learning_rate / 10,
+            ),
         }
         how["S"] = normalise(A) if config.uses_graph else None
         X = with_audience(other.X_, state.audience)

@@ -150,6 +150,19 @@ def test_a_model_trained_on_a_gpu_answers_without_one(fitted, tmp_path, no_gpu):
     back.set_params(training__device="cpu").partial_fit()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_learns_what_a_processor_does(world):
+    "Without random numbers in the steps, losses agree; with `auto` the weights are on the GPU."
+    data = index_ratings(world[0])
+    X, calm = MovieFeatures().fit_transform(data.movies), ModelConfig(dropout=0.0)
+    one, other = (
+        train(X, data, model_config=calm, config=TrainConfig(epochs=2, device=device), progress=False)
+        for device in ("cpu", "auto")
+    )
+    assert other.model.user.weight.is_cuda
+    np.testing.assert_allclose(one.history["train_loss"], other.history["train_loss"], rtol=1e-3)
+
+
 def test_that_there_is_no_gpu_is_said_before_any_work(world, tmp_path, no_gpu, monkeypatch):
     gpu = CorrectSmoothRecommender(**QUICK).set_params(training__device="cuda")
     monkeypatch.setattr(experiment, "load_data", None)  # whoever calls it fails in another way
