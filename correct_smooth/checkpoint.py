@@ -112,7 +112,7 @@ def sums_of_users(
     return sums
 
 # %% ../nbs/11_checkpoint.ipynb #w11
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 
 
 def fingerprint(training: Training, n_users: int, sums: list[int]) -> str:

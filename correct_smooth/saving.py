@@ -52,6 +52,7 @@ from .tensors import NoStart, load_tensors, save_tensors
 from .train import TrainConfig
 from .watch import Watch, WatchConfig
 from .formats import from_format_5, from_format_6, from_format_7
+from .formats import from_format_8
 from .item_tensors import histories, item_tensors, vectors_of, watch_of
 
 # %% ../nbs/11a_saving.ipynb #s2
@@ -145,7 +146,7 @@ def _tables(data: Dataset) -> dict[str, pd.DataFrame]:
 
 # %% ../nbs/11a_saving.ipynb #u12
 # goes up whenever an older version could not read, or would misread, a newer model
-FORMAT = 8
+FORMAT = 9
 MODEL_FILES = (
     "model.json", "weights.safetensors", "items.safetensors", "graph.npz",
     "movies.parquet", "ratings.parquet", "users.parquet", "thresholds.parquet",
@@ -267,15 +268,17 @@ def _described(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "model.json").read_text())
     if not isinstance(about, dict) or type(about.get("format")) is not int:
         raise InputError(f"{folder}/model.json does not describe a saved model")
-    if (found := about["format"]) not in (5, 6, 7, FORMAT):
+    if (found := about["format"]) not in (5, 6, 7, 8, FORMAT):
         way_out = "update correct_smooth" if found > FORMAT else "fit and save it again"
         raise InputError(
             f"{folder} is in model format {found}, this version reads {FORMAT}, "
-            f"7, 6 and 5; {way_out}"
+            f"8, 7, 6 and 5; {way_out}"
         )
     files = [name for name in MODEL_FILES if found > 6 or name != "items.safetensors"]
     check_sums(folder, files, read_marker(folder).get("sha256"))
-    for before, today in ((5, from_format_5), (6, from_format_6), (7, from_format_7)):
+    for before, today in enumerate(
+        (from_format_5, from_format_6, from_format_7, from_format_8), 5
+    ):
         about = today(about) if found <= before else about
     return about
 

@@ -455,7 +455,7 @@ def write_kept(folder=KEPT / f"model_format_{FORMAT}"):
     folder.with_suffix(".json").write_text(model.recommend(n=3).to_json(orient="records", indent=0))
 
 
-@pytest.mark.parametrize("number", [5, 6, 7, FORMAT])
+@pytest.mark.parametrize("number", [5, 6, 7, 8, FORMAT])
 def test_models_saved_by_earlier_versions(number):
     "One written by the version that introduced this format loads, and recommends what it did then."
     kept = KEPT / f"model_format_{number}"
@@ -545,7 +545,7 @@ def test_an_earlier_decay_of_users_own(tmp_path, monkeypatch):
         write_marker(folder, "model", sums=True)
         back = CorrectSmoothRecommender.load(folder)
         pd.testing.assert_frame_equal(back.recommend(), dot.recommend(), check_exact=True)
-        assert back.training == TrainConfig(epochs=2, weight_decay=decay)
+        assert back.training == TrainConfig(epochs=2, schedule="constant", weight_decay=decay)
         back.fold_in(ratings)
         assert given.pop() == decay
     assert not given
@@ -560,6 +560,6 @@ def test_other_formats(two, tmp_path, found, way_out):
     path = tmp_path / "model" / "model.json"
     path.write_text(json.dumps({"format": found, "something": "else"}))
     with pytest.raises(
-        InputError, match=f"is in model format {found}, this version reads {FORMAT}, 7, 6 and 5; {way_out}"
+        InputError, match=f"is in model format {found}, this version reads {FORMAT}, 8, 7, 6 and 5; {way_out}"
     ):
         CorrectSmoothRecommender.load(tmp_path / "model")
