@@ -132,10 +132,22 @@ TOGETHER = 32  # ratings of an item that stay side by side when ratings are shuf
 
 @compiled()
 def _sorted_by(key: np.ndarray, order: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    "Positions by their key, those of a key in the order given."
     out, place = np.empty_like(order), starts.copy()
     for n in order:
         out[place[key[n]]] = n
         place[key[n]] += 1
+    return out
+
+
+@compiled()
+def _joined(order: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    "Stretches of an array, one behind the other."
+    out, at = np.empty_like(order), 0
+    for k in range(len(starts)):
+        for n in range(starts[k], ends[k]):
+            out[at] = order[n]
+            at += 1
     return out
 
 
@@ -144,24 +156,21 @@ def shuffled(
     rng: np.random.Generator | None = None,  # None keeps the order
     together: int = TOGETHER,
 ) -> np.ndarray:  # (n,) positions
-    "Positions in random order, but for ratings of an item, some of which stay together."
+    "Positions in random order, but ratings of an item stay together, a few at a time."
     order = np.arange(len(item), dtype=np.int32 if len(item) < 2**31 else np.int64)
     if rng is None or not len(item):
         return order
     rng.shuffle(order)
     count = np.bincount(item)
     first = np.cumsum(count) - count
-    order = _sorted_by(item, order, first)
     groups = -(-count // together)  # of each item
     nth = np.arange(groups.sum()) - np.repeat(np.cumsum(groups) - groups, groups)
-    start = np.repeat(first, groups) + together * nth
-    size = np.diff(np.append(start, len(item)))
-    mixed = rng.permutation(len(start))
-    start, size = start[mixed], size[mixed]
-    shift = np.repeat((start - np.cumsum(size) + size).astype(order.dtype), size)
-    return order[np.arange(len(item), dtype=order.dtype) + shift]
+    starts = np.repeat(first, groups) + together * nth
+    ends = np.append(starts[1:], len(item))
+    mixed = rng.permutation(len(starts))
+    return _joined(_sorted_by(item, order, first), starts[mixed], ends[mixed])
 
-
+# %% ../nbs/04_train.ipynb #gb03
 def batches(
     item: np.ndarray,  # (n_ratings,) item of each rating
     size: int,  # ratings in a batch; the last may be smaller

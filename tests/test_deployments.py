@@ -37,13 +37,15 @@ from correct_smooth.dataset import (
 )
 from correct_smooth.edges import read_edges
 from correct_smooth.experiment import run
+from correct_smooth.features import MovieFeatures
 from correct_smooth.graph import GraphConfig
+from correct_smooth.model import ModelConfig
 from correct_smooth.rating_files import rating_rows
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.sources import read_tables, write_tables
 from correct_smooth.synthetic import synthetic_data
 from correct_smooth.tables import from_cells, to_cells, write_csv, write_rows
-from correct_smooth.train import TrainConfig, Training
+from correct_smooth.train import TrainConfig, Training, train
 
 ROOT = Path(__file__).parents[1]
 QUICK = dict(graph=GraphConfig(k=5), training=TrainConfig(epochs=2), ensemble=1, progress=False)
