@@ -30,12 +30,14 @@ LAYERS = """
     service serve
     ranks partition distributed shared_run
 """.split()
+COMMANDS = re.findall(r"^ *(cs_\w+)=", (ROOT / "settings.ini").read_text(encoding="utf-8"), re.MULTILINE)
 RANKS = {"ranks", "partition", "distributed", "shared_run"}
 # Inside a function these may reach up: they start the job, and only they learn that it has several processes.
 STARTERS = {
     "experiment": "cs_run, when torchrun has started it, hands over to the rank layer",
     "commands": "cs_partition is a command that writes one folder for all ranks",
 }
+HEAVY = {"torch", "pandas", "numpy", "scipy", "sklearn", "numba", "pyarrow", "matplotlib"}
 LONGEST_MODULE, LONGER_MODULES, LONGEST_CELL = 540, 1, 80  # of 88 columns
 
 # Words that speak of several processes. `rank` is a column of a list and a term of statistics as well: which
@@ -200,8 +202,7 @@ def loaded(code):
 
 
 def test_the_package_loads_nothing_heavy():
-    heavy = {"torch", "pandas", "numpy", "scipy", "sklearn", "numba", "pyarrow", "matplotlib"}
-    found = heavy & loaded("import correct_smooth")
+    found = HEAVY & loaded("import correct_smooth")
     assert not found
 
 
@@ -227,18 +228,19 @@ def test_core_modules_load_no_ranks_and_no_pyplot(names, torch):
     assert not more, listed(sorted(more))
 
 
-@pytest.mark.parametrize("name", ["cs_recommend", "cs_similar", "cs_fold_in"])
-def test_help_loads_no_torch(name):
-    code = f"""
+@pytest.mark.parametrize("flag, code", [("--help", 0), ("--version", 0), ("--nothing", 2)])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_command_takes_is_said_at_once(name, flag, code):
+    "Its flags, and that one of them is wrong, with nothing heavy loaded."
+    found = loaded(f"""
 import sys
 from correct_smooth.shell import {name}
-sys.argv = ["{name}", "--help"]
+sys.argv = ["{name}", "{flag}"]
 try:
     {name}()
 except SystemExit as end:
-    assert not end.code, end.code"""
-    heavy = {"torch", "matplotlib.pyplot"} & loaded(code)
-    assert not heavy
+    assert end.code == {code}, end.code""")
+    assert not HEAVY & found
 
 
 def messages(path):
