@@ -560,3 +560,45 @@ def test_on_a_terminal_it_asks_back(models, answer, code):
         assert len(shown) == 31 and all(cell_len(o) <= 44 for o in shown) and "…" in seen.decode()
     elif code == 2:
         assert "'twins' may be The Twins (1953, id 3)" in said
+
+
+KERNELS = """
+import gc, sys
+
+from numba.core.registry import CPUDispatcher
+
+from correct_smooth.experiment import run
+from correct_smooth.graph import GraphConfig
+from correct_smooth.recommender import CorrectSmoothRecommender
+from correct_smooth.sources import write_tables
+from correct_smooth.synthetic import synthetic_data
+from correct_smooth.train import TrainConfig
+
+quick = dict(graph=GraphConfig(k=5), training=TrainConfig(epochs=1), ensemble=2, progress=False)
+data, out = sys.argv[1:]
+write_tables(synthetic_data(60, 80, 1_500, seed=0), data)
+run(data, out, 0, CorrectSmoothRecommender(**quick))
+model = CorrectSmoothRecommender.load(out + "/model").set_params(progress=False)
+users, item = list(model.users_[:3]), model.items_[0]
+for by in ("both", "watch", "like"):
+    model.recommend(users, by=by)
+    model.recommend(users[:1], by=by)
+    model.recommend_for({item: 4.0}, by=by)
+model.predict(users, [item] * 3)
+model.explain(users[0], item)
+kinds = {}
+for one in gc.get_objects():
+    if type(one) is CPUDispatcher and "correct_smooth" in one.py_func.__module__:
+        kinds.setdefault(one.py_func, []).extend(one.signatures)
+print(sum(map(len, kinds.values())))
+print({kernel.__name__: some for kernel, some in kinds.items() if len(some) > 1})
+"""
+
+
+def test_no_kernel_is_compiled_for_two_kinds_of_arrays(tmp_path):
+    "Each would cost a first run seconds more."
+    line = [sys.executable, "-c", KERNELS, str(tmp_path / "data"), str(tmp_path / "out")]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    compiled, twice = done.stdout.splitlines()[-2:]
+    assert int(compiled) >= 10 and twice == "{}"
