@@ -98,7 +98,8 @@ def _one_user(
     "Metrics of one user, whose movies come in any order; nan without both labels."
     if y.all() or not y.any():
         return np.full(len(METRICS), np.nan)
-    down = np.argsort(-z)
+    # the sort of `_rank_within`, which is compiled once for both
+    down = np.argsort(-z, kind="mergesort")
     auc, ap, ndcg, hr = _order_metrics(y[down], z[down])
     return np.array((auc, ap) + _level_metrics(y, z) + (ndcg, hr))
 
