@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -226,6 +227,14 @@ def loss_sum(
 USER_TABLES = ("user.weight", "user_bias.weight")
 
 
+class _Adam(torch.optim.Adam):
+    "Adam, without an import of PyTorch's compiler."
+
+    add_param_group = unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = unwrap(torch.optim.Adam.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
 def make_optimizer(
     model: ItemUserModel,
     config: TrainConfig,
@@ -242,7 +251,7 @@ def make_optimizer(
         }
         for own in (False, True)
     ]
-    return torch.optim.Adam(groups, config.learning_rate, fused=True)
+    return _Adam(groups, config.learning_rate, fused=True)
 
 # %% ../nbs/04_train.ipynb #t11
 def train_epoch(

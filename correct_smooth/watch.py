@@ -18,6 +18,7 @@ import numpy as np
 from numba import prange
 from scipy import sparse
 from scipy.linalg import lapack
+from threadpoolctl import threadpool_limits
 
 from .arrays import Columns, Count, Floats, Marks, Number, Rows
 from .arrays import as_floats, as_positions, door, take_fields
@@ -116,6 +117,11 @@ def gram(
     return _products(*arrays, max(1, min(256, len(d))))
 
 # %% ../nbs/05b_watch.ipynb #w17
+_ALONE = (
+    2_000  # up to so many rows a matrix is cut into pieces too small for two threads
+)
+
+
 @door(K=Floats("n n", -np.inf, np.inf))
 def inverse_in_place(
     K: np.ndarray,  # (n, n) float32, symmetric and positive; its lower half is read
@@ -124,15 +130,16 @@ def inverse_in_place(
     if not len(K):
         return K
     own = np.diag(K).copy()
-    # upper half there, lower half here
-    root, failed = lapack.spotrf(K.T, lower=0, overwrite_a=True)
-    # a row that is nearly a mixture of the rows before
-    if failed or not (np.diag(root) ** 2 > 1e-5 * own).all():
-        raise InputError(
-            "weights between items would be lost in rounding (32 bits); raise "
-            "the penalty"
-        )
-    K = lapack.spotri(root, lower=0, overwrite_c=True)[0].T
+    with threadpool_limits(1 if len(K) <= _ALONE else None, "blas"):
+        # upper half there, lower half here
+        root, failed = lapack.spotrf(K.T, lower=0, overwrite_a=True)
+        # a row that is nearly a mixture of the rows before
+        if failed or not (np.diag(root) ** 2 > 1e-5 * own).all():
+            raise InputError(
+                "weights between items would be lost in rounding (32 bits); raise "
+                "the penalty"
+            )
+        K = lapack.spotri(root, lower=0, overwrite_c=True)[0].T
     for at in user_blocks(len(K), len(K)):  # the other half
         K[at, at] = np.tril(K[at, at]) + np.tril(K[at, at], -1).T
         K[at, at.stop :] = K[at.stop :, at].T
