@@ -11,18 +11,169 @@ __all__ = ['Normalisation', 'NORMALISATIONS', 'cosine_knn', 'corating_knn', 'sym
 # %% ../nbs/02_graph.ipynb #c002
 import os
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from heapq import heappush, heapreplace
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from numba import prange
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import normalize
 
 from .arrays import Count, Positions, Rows, as_sparse, door
-from .checks import InputError, check_choice, check_number
+from .checks import InputError, check_choice, check_number, compiled
 from .dataset import Interactions, user_moments
 from .features import BLOCKS
-from .products import top_products
+from .products import full_columns, top_products
+
+# %% ../nbs/02_graph.ipynb #lg02
+_MANY = 20_000  # from so many rows on, groups of them are ruled out by bounds
+_COMMON = 0.1  # columns that a larger share of rows have are kept apart
+_GROUP = 256  # rows in a group, or a few more
+
+
+class _Grouped(NamedTuple):
+    "Rows in an order in which like ones are near, and what bounds their products."
+
+    order: np.ndarray  # (n,) which row stands here
+    first: np.ndarray  # (m + 1,) where each group begins
+    common: np.ndarray  # (n, c) common columns
+    largest: np.ndarray  # (c, m) largest size of each in a group
+    length: np.ndarray  # (n,) of the rest of a row
+    longest: np.ndarray  # (m,) in a group
+    rounding: np.float32  # what it may add to a bound
+    # the rest by row, and by column
+    starts: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
+    heads: np.ndarray
+    row: np.ndarray
+    weight: np.ndarray
+
+
+def _grouped(X: sparse.csr_matrix) -> _Grouped:
+    "The rows of a matrix in groups; none longer than 1."
+    n, had = X.shape[0], np.bincount(X.indices, minlength=X.shape[1])
+    often = np.argsort(-had, kind="stable")[: min(32, (had > _COMMON * n).sum())]
+    D, seldom = X[:, often].toarray(), had > 1  # one row alone meets no other
+    seldom[often] = False
+    order = np.lexsort((D != 0).T[::-1]) if len(often) else np.arange(n)
+    D, R = np.ascontiguousarray(D[order]), sparse.csr_matrix(X[order][:, seldom])
+    R.sort_indices()
+    C = sparse.csc_matrix(R)
+    new = np.append(True, ((D[1:] != 0) != (D[:-1] != 0)).any(axis=1))
+    start = np.flatnonzero(new)
+    start = start[np.unique(start // _GROUP, return_index=True)[1]]
+    length = np.sqrt(R.multiply(R).sum(axis=1, dtype=np.float64)).A1.astype(np.float32)
+    terms = np.diff(R.indptr).max(initial=0) + len(often) + 4
+    return _Grouped(
+        order, np.append(start, n), D,
+        np.ascontiguousarray(np.maximum.reduceat(np.abs(D), start).T),
+        length, np.maximum.reduceat(length, start),
+        np.float32(terms * np.finfo(np.float32).eps),
+        R.indptr, R.indices, R.data, C.indptr, C.indices, C.data,
+    )  # fmt: skip
+
+# %% ../nbs/02_graph.ipynb #lg05
+@compiled()
+def _scan(
+    X: _Grouped,
+    i: int,
+    k: int,
+    groups: tuple[int, int],  # from one to before another
+    bound: np.ndarray,  # (m,) on products, without the rest
+    limit: np.ndarray,  # (m,) on products
+    product: np.ndarray,  # (n,) zeros, and again afterwards
+    best: list[tuple[np.float32, int]],  # heap of products and minus rows
+) -> None:
+    "Look for better partners of row i in some groups."
+    begin, end = X.first[groups[0]], X.first[groups[1]]
+    for q in range(X.starts[i], X.starts[i + 1]):
+        s, e = X.heads[X.column[q]], X.heads[X.column[q] + 1]
+        e = s + np.searchsorted(X.row[s:e], end)
+        for p in range(s + np.searchsorted(X.row[s:e], begin), e):
+            product[X.row[p]] += X.value[q] * X.weight[p]
+    for g in range(*groups):
+        worst = best[0][0] if len(best) == k else np.float32(0)
+        if limit[g] < worst:
+            continue
+        for j in range(X.first[g], X.first[g + 1]):
+            if product[j] + bound[g] < worst or j == i:
+                continue
+            found = product[j]
+            for c in range(X.common.shape[1]):
+                found += X.common[i, c] * X.common[j, c]
+            if found > 0 and len(best) < k:
+                heappush(best, (found, -X.order[j]))
+            elif found > 0 and (found, -X.order[j]) > best[0]:
+                heapreplace(best, (found, -X.order[j]))
+            worst = best[0][0] if len(best) == k else np.float32(0)
+    product[begin:end] = 0
+
+# %% ../nbs/02_graph.ipynb #lg07
+_GAP = 4_096  # rows that are gone through rather than begun anew behind
+
+
+@compiled()
+def _runs(
+    X: _Grouped, i: int, k: int, own: int, bound: np.ndarray, limit: np.ndarray,
+    product: np.ndarray, best: list[tuple[np.float32, int]],
+) -> None:  # fmt: skip
+    "The best partners of row i: in its own group, then in runs of others."
+    _scan(X, i, k, (own, own + 1), bound, limit, product, best)
+    for g, end in ((0, own), (own + 1, len(limit))):
+        while g < end:
+            worst = best[0][0] if len(best) == k else np.float32(0)
+            if limit[g] >= worst:
+                begin, ahead = g, g + 1
+                while ahead < end and X.first[ahead] - X.first[g + 1] < _GAP:
+                    g = ahead if limit[ahead] >= worst else g
+                    ahead += 1
+                _scan(X, i, k, (begin, g + 1), bound, limit, product, best)
+            g += 1
+
+
+@compiled(parallel=True)
+def _search(
+    X: _Grouped,
+    at: np.ndarray,  # (m,) positions of rows in its order
+    k: int,
+    parts: int,
+) -> tuple[np.ndarray, np.ndarray]:  # (m, k) rows, -1 where there is none; products
+    row, value = np.full((len(at), k), -1, np.int32), np.zeros((len(at), k), np.float32)
+    for part in prange(parts):
+        product = np.zeros(len(X.order), np.float32)
+        bound, limit = np.empty_like(X.longest), np.empty_like(X.longest)
+        for o in range(part, len(at), parts):
+            i = at[o]
+            bound[:] = X.rounding
+            for c in range(X.common.shape[1]):
+                if X.common[i, c] != 0:
+                    bound += abs(X.common[i, c]) * X.largest[c]
+            limit[:] = bound + X.length[i] * X.longest
+            own = np.searchsorted(X.first, i, side="right") - 1
+            best = [(np.float32(0), 0) for _ in range(0)]
+            _runs(X, i, k, own, bound, limit, product, best)
+            for h in range(len(best)):
+                value[o, h], row[o, h] = best[h][0], -best[h][1]
+    return row, value
+
+
+def _pruned_knn(
+    X: sparse.csr_matrix,  # (n, d) rows no longer than 1
+    k: int,
+    threads: int,
+    rows: np.ndarray,  # (m,) in rising order
+) -> sparse.csr_matrix:  # (n, n), other rows empty
+    "For some rows the k others with the largest positive products, by bounds."
+    grouped, place = _grouped(X), np.empty(X.shape[0], np.int64)
+    place[grouped.order] = np.arange(X.shape[0])
+    column, value = _search(grouped, place[rows], k, threads)
+    found = column >= 0
+    row = np.repeat(rows, found.sum(axis=1))
+    A = sparse.csr_matrix((value[found], (row, column[found])), (X.shape[0],) * 2)
+    A.sort_indices()
+    return A
 
 # %% ../nbs/02_graph.ipynb #c006
 def _without_self(A: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
@@ -38,7 +189,7 @@ def _without_self(A: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
 
 
 def _product_knn(
-    X: sparse.csr_matrix,  # (n_items, n) a vector of each item
+    X: sparse.csr_matrix,  # (n_items, n) a vector of each item, no longer than 1
     k: int,
     n_threads: int | None = None,
     # positions of the items to find neighbours of; None: all
@@ -46,7 +197,9 @@ def _product_knn(
 ) -> sparse.csr_matrix:  # (n_items, n_items), other rows empty
     "For each item the k others with the largest positive dot product."
     n, rows = X.shape[0], np.arange(X.shape[0]) if rows is None else np.sort(rows)
-    threads = n_threads or os.cpu_count()
+    threads = n_threads or os.cpu_count() or 1
+    if n >= _MANY and 16 * k <= n and not full_columns(X).any():
+        return _pruned_knn(X, k, threads, rows)
     found = top_products(X, rows, k + 1, threads)
     stored = np.zeros(n, found.indptr.dtype)
     stored[rows] = np.diff(found.indptr)
