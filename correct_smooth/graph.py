@@ -89,13 +89,18 @@ def _scan(
     "Look for better partners of row i in some groups."
     begin, end = X.first[groups[0]], X.first[groups[1]]
     for q in range(X.starts[i], X.starts[i + 1]):
-        s, e = X.heads[X.column[q]], X.heads[X.column[q] + 1]
-        e = s + np.searchsorted(X.row[s:e], end)
-        for p in range(s + np.searchsorted(X.row[s:e], begin), e):
-            product[X.row[p]] += X.value[q] * X.weight[p]
+        s, value = X.heads[X.column[q]], X.value[q]
+        some = X.row[s : X.heads[X.column[q] + 1]]
+        for p in range(np.searchsorted(some, begin), np.searchsorted(some, end)):
+            product[some[p]] += value * X.weight[s + p]
     for g in range(*groups):
         worst = best[0][0] if len(best) == k else np.float32(0)
         if limit[g] < worst:
+            continue
+        near = 0
+        for j in range(X.first[g], X.first[g + 1]):  # many at once
+            near += product[j] + bound[g] >= worst
+        if not near:
             continue
         for j in range(X.first[g], X.first[g + 1]):
             if product[j] + bound[g] < worst or j == i:
@@ -162,16 +167,17 @@ def _search(
 def _pruned_knn(
     X: sparse.csr_matrix,  # (n, d) rows no longer than 1
     k: int,
-    threads: int,
-    rows: np.ndarray,  # (m,) in rising order
+    n_threads: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> sparse.csr_matrix:  # (n, n), other rows empty
     "For some rows the k others with the largest positive products, by bounds."
-    grouped, place = _grouped(X), np.empty(X.shape[0], np.int64)
-    place[grouped.order] = np.arange(X.shape[0])
-    column, value = _search(grouped, place[rows], k, threads)
+    n, grouped = X.shape[0], _grouped(X)
+    rows, place = np.arange(n) if rows is None else rows, np.empty(n, np.int64)
+    place[grouped.order] = np.arange(n)
+    column, value = _search(grouped, place[rows], k, n_threads or os.cpu_count() or 1)
     found = column >= 0
     row = np.repeat(rows, found.sum(axis=1))
-    A = sparse.csr_matrix((value[found], (row, column[found])), (X.shape[0],) * 2)
+    A = sparse.csr_matrix((value[found], (row, column[found])), (n, n))
     A.sort_indices()
     return A
 
@@ -189,7 +195,7 @@ def _without_self(A: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
 
 
 def _product_knn(
-    X: sparse.csr_matrix,  # (n_items, n) a vector of each item, no longer than 1
+    X: sparse.csr_matrix,  # (n_items, n) a vector of each item
     k: int,
     n_threads: int | None = None,
     # positions of the items to find neighbours of; None: all
@@ -197,9 +203,7 @@ def _product_knn(
 ) -> sparse.csr_matrix:  # (n_items, n_items), other rows empty
     "For each item the k others with the largest positive dot product."
     n, rows = X.shape[0], np.arange(X.shape[0]) if rows is None else np.sort(rows)
-    threads = n_threads or os.cpu_count() or 1
-    if n >= _MANY and 16 * k <= n and not full_columns(X).any():
-        return _pruned_knn(X, k, threads, rows)
+    threads = n_threads or os.cpu_count()
     found = top_products(X, rows, k + 1, threads)
     stored = np.zeros(n, found.indptr.dtype)
     stored[rows] = np.diff(found.indptr)
@@ -221,7 +225,11 @@ def cosine_knn(
     check_number("k", k, 1, whole=True)
     if not min(X.shape):
         return sparse.csr_matrix((X.shape[0], X.shape[0]), dtype=np.float32)
-    return _product_knn(normalize(X), min(k, X.shape[0] - 1), n_threads, rows)
+    X, n, k = normalize(X), X.shape[0], min(k, X.shape[0] - 1)
+    # few of many; full columns are multiplied as arrays
+    if n >= _MANY and 16 * k <= n and not full_columns(X).any():
+        return _pruned_knn(X, k, n_threads, rows)
+    return _product_knn(X, k, n_threads, rows)
 
 # %% ../nbs/02_graph.ipynb #c010
 def corating_knn(

@@ -18,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 
+from correct_smooth import graph
 from correct_smooth.checks import InputError
 from correct_smooth.dataset import Interactions
 from correct_smooth.edges import both_ways, edge_graph, given_graph, read_edges
@@ -118,6 +120,74 @@ def test_k_beyond_the_catalogue_takes_all_others(X, more):
     n = X.shape[0]
     found, wanted = (cosine_knn(X, k, n_threads=1) for k in (n + more, n - 1))
     assert_array_equal(found.toarray(), wanted.toarray())
+
+
+@st.composite
+def catalogues(draw):
+    "Some tens of movies with a few common columns and many rare ones; equal and empty rows occur."
+    n, rng = draw(st.integers(40, 120)), np.random.default_rng(draw(st.integers(0, 10_000)))
+    common = rng.random((n, draw(st.integers(0, 4)))) < 0.4
+    rare = (rng.random((n, 60)) < 0.06) * rng.choice([1, 2.5, draw(st.sampled_from([0.5, -1]))], (n, 60))
+    X = np.hstack([common, rare])[rng.integers(0, n, n) if draw(st.booleans()) else slice(None)]
+    X[rng.random(n) < draw(st.sampled_from([0, 0.2]))] = 0
+    return sparse.csr_matrix(X.astype(np.float32))
+
+
+def by_bounds(X, k, **options):
+    "The graph as of a large catalogue, in groups of some three movies."
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(graph, "_MANY", 0)
+        patched.setattr(graph, "_GROUP", 3)
+        return cosine_knn(X, k, **options)
+
+
+@SOME
+@given(catalogues(), st.integers(1, 2))
+def test_search_by_bounds_equals_brute_force(X, k):
+    "scikit-learn's cosines, one thread or two; of equally near movies the first ones."
+    n = X.shape[0]
+    A = by_bounds(X, k, n_threads=1)
+    distance, _ = NearestNeighbors(n_neighbors=n, metric="cosine", algorithm="brute").fit(X).kneighbors(X)
+    filled = np.diff(X.indptr) > 0
+    own = np.append(1 - distance[:, 1:], np.zeros((n, 1)), axis=1)[:, :k]  # the first is the movie itself
+    got = -np.sort(-A.toarray(), axis=1)[:, :k]
+    assert_allclose(got[filled], np.maximum(own, 0)[filled], rtol=0, atol=1e-5)
+    assert (got[~filled] == 0).all() and (A[:, ~filled].toarray() == 0).all()
+    assert (A.diagonal() == 0).all() and (A.data > 0).all()
+    other = by_bounds(X, k, n_threads=2)
+    assert_array_equal(A.indices, other.indices)
+    assert_array_equal(A.data, other.data)
+
+
+@SOME
+@given(catalogues(), st.data())
+def test_search_by_bounds_finds_some_rows_alike(X, data):
+    "Neighbours of some movies are those they have among all, bit by bit."
+    n = X.shape[0]
+    rows = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, unique=True)))
+    A, some = by_bounds(X, 2), by_bounds(X, 2, rows=rows)
+    assert_array_equal(some[rows].toarray(), A[rows].toarray())
+    assert some.nnz == A[rows].nnz
+
+
+def test_search_by_bounds_keeps_the_first_of_equals():
+    "Of many movies that are equally near, those that stand first."
+    X = sparse.csr_matrix(np.tile(np.float32([[3, 4, 0], [0, 1, 1]]), (40, 1)))
+    A = by_bounds(X, 3)
+    assert_array_equal(A.indices.reshape(-1, 3)[6:], np.tile([[0, 2, 4], [1, 3, 5]], (37, 1)))
+
+
+def test_large_catalogues_have_the_same_graph():
+    "By bounds as by all products, where groups are passed over and runs begin anew."
+    rng = np.random.default_rng(0)
+    kind, n = np.sort(rng.integers(0, 12, 12_000)), 12_000
+    words = sparse.random(n, 3_000, 0.004, "csr", rng=rng)
+    X = sparse.hstack([sparse.csr_matrix(np.eye(12)[kind] + np.eye(12)[(kind * 5 + 1) % 12]), words])
+    X = sparse.csr_matrix(X, dtype=np.float32)
+    A, B = (by_bounds(X, 20), cosine_knn(X, 20))
+    for some in (A, B):
+        assert (np.diff(some.indptr) == 20).all()
+    assert_allclose(*(np.sort(o.data.reshape(n, 20), axis=1) for o in (A, B)), rtol=0, atol=1e-5)
 
 
 @st.composite
