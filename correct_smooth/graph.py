@@ -234,7 +234,7 @@ def cosine_knn(
 # %% ../nbs/02_graph.ipynb #c010
 def corating_knn(
     pairs: Interactions,  # training ratings
-    k: int = 200,  # neighbours of each movie, at most
+    k: int = 50,  # neighbours of each movie, at most
     # s, in squared spreads of ratings around their user's mean
     shrinkage: float = 20.0,
     n_threads: int | None = None,  # None: all cores
@@ -314,7 +314,7 @@ class GraphConfig:
     symmetrise: bool = True  # make every edge mutual
     # weight of the co-rating graph beside the content graph; 0 leaves it out
     corating: float = 1.0
-    corating_k: int = 200  # its neighbours of each movie
+    corating_k: int = 50  # its neighbours of each movie
     corating_shrinkage: float = 20.0  # its shrinkage, in squared spreads of ratings
 
     def __post_init__(self) -> None:

@@ -141,11 +141,11 @@ class Grid:
 
 # %% ../nbs/07d_tuning.ipynb #c016
 def variants(config: GraphConfig = GraphConfig()) -> tuple[GraphConfig, ...]:
-    "A graph with none, some, and all of its co-rating part."
-    little = replace(
-        config, corating=config.corating / 2, corating_k=max(1, config.corating_k // 4)
+    "A graph without its co-rating part, one with a wider part of half the weight, it."
+    wider = replace(
+        config, corating=config.corating / 2, corating_k=4 * config.corating_k
     )
-    return tuple(dict.fromkeys((replace(config, corating=0), little, config)))
+    return tuple(dict.fromkeys((replace(config, corating=0), wider, config)))
 
 # %% ../nbs/07d_tuning.ipynb #ra06
 @dataclass(frozen=True, eq=False)
