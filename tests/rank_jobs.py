@@ -59,6 +59,7 @@ def quick(**settings):
             "graph": GraphConfig(k=5, corating_k=20),
             "model": ModelConfig(emb_dim=6, hidden_dim=10),
             "training": TrainConfig(epochs=5, batch_size=400),
+            "validation": 0.1,
             "ensemble": 2,
             "progress": False,
             **settings,
@@ -192,7 +193,7 @@ def first_step(folder, config):
 
         with (
             mock.patch.object(training, "batch_logits", batch_logits),
-            mock.patch.object(torch.optim.Adam, "step", step),
+            mock.patch.object(training._Adam, "step", step),
         ):
             try:
                 any_train(X, pairs, None, model, config, 3, False, S)

@@ -650,11 +650,12 @@ def fail(training):
 def test_a_callback_that_stops_a_training(validation):
     "Each training of a fit ends there, with the best of the epochs it has had; it is as one of so many."
     world, watch = synthetic_data(60, 80, 1500), Watch(2, stop)
-    r = CorrectSmoothRecommender(**QUICK, ensemble=2, validation=validation).fit(world, callbacks=[watch])
+    steady = {**QUICK, "training": replace(QUICK["training"], schedule="constant")}
+    r = CorrectSmoothRecommender(**steady, ensemble=2, validation=validation).fit(world, callbacks=[watch])
     trainings = 3 if validation else 2
     assert watch.epochs == [2] * trainings and len(r.history_) == 2 and r.epochs_ == 2
     short = CorrectSmoothRecommender(
-        **{**QUICK, "training": TrainConfig(epochs=2)}, ensemble=2, validation=validation
+        **{**steady, "training": replace(steady["training"], epochs=2)}, ensemble=2, validation=validation
     ).fit(world)
     for one, two in zip(r.models_, short.models_, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
@@ -684,8 +685,8 @@ def test_a_callback_that_raises(tmp_path):
 def test_what_a_callback_broke_off_goes_on(tmp_path, every_epoch):
     "A checkpoint before it in the list has kept the epoch after which it raised."
     world, keep = synthetic_data(60, 80, 1500), Checkpoint(tmp_path)
-    quiet = CorrectSmoothRecommender(**QUICK, ensemble=2).fit(world)
-    r, watch = CorrectSmoothRecommender(**QUICK, ensemble=2), Watch()
+    quiet = CorrectSmoothRecommender(**QUICK, ensemble=2, validation=0.1).fit(world)
+    r, watch = CorrectSmoothRecommender(**QUICK, ensemble=2, validation=0.1), Watch()
     with pytest.raises(Killed):
         r.fit(world, callbacks=[keep, Watch(4, fail)])
     r.fit(world, callbacks=[keep, watch])
