@@ -6,8 +6,8 @@ Docs: https://correct-smooth.github.io/correct_smooth/correct_smooth.html.md"""
 
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'label_matrix', 'cells', 'residual', 'correct', 'smooth', 'neighbour_residual', 'trust', 'Operators',
-           'Refinement', 'CorrectAndSmooth', 'refine', 'user_blocks', 'neighbour_sums', 'refine_at', 'pair_blocks',
-           'Scorer']
+           'Refinement', 'CorrectAndSmooth', 'refine', 'NeighbourMeans', 'user_blocks', 'neighbour_sums', 'refine_at',
+           'pair_blocks', 'Scorer']
 
 # %% ../nbs/05_correct_smooth.ipynb #c002
 from collections.abc import Callable, Iterator
@@ -315,6 +315,33 @@ def refine(
     if config.T:
         out = config.smoothed(out, Y, graph)
     return np.clip(out, 0, 1, out=out)
+
+# %% ../nbs/05_correct_smooth.ipynb #nm2
+@dataclass(frozen=True, eq=False)
+class NeighbourMeans:
+    "A rule whose corrections are mean residuals of neighbours, ready for its graph."
+
+    # (n_items, n_items) similarities; for each item those that average over it
+    weights: sparse.csc_matrix
+    shrinkage: float
+
+    def __post_init__(self) -> None:
+        take_fields(self, weights=Columns("n n", low=0))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        "Items by items."
+        return self.weights.shape
+
+    @classmethod
+    def of(cls, config: Refinement, graph: Operators) -> "NeighbourMeans | None":
+        "Those of a rule; None where it smooths, or corrects in another way."
+        plain = Refinement.correction, CorrectAndSmooth.correction
+        if config.T or type(config).correction not in plain:
+            return None
+        weights, shrinkage = config.neighbourhood(graph)
+        known = weights is graph.with_self
+        return cls(graph.with_self_by_column if known else weights.tocsc(), shrinkage)
 
 # %% ../nbs/05_correct_smooth.ipynb #c053
 def user_blocks(

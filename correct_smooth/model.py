@@ -358,6 +358,9 @@ class ItemUserModel(nn.Module):
         return out + self.head(h.index_select(0, which), u.index_select(0, user))
 
 # %% ../nbs/03_model.ipynb #c043
+_TILE = 4096  # movies whose logits are computed at a time
+
+
 def _sound(scores: np.ndarray) -> np.ndarray:
     "Scores as they are; raises `InputError` if one is nan."
     if np.isnan(scores.min(initial=1)):
@@ -405,16 +408,25 @@ class Embeddings:
             expit(out if self.head is None else out + self.head.pairs(user, item))
         )
 
-    def block(self, users: np.ndarray) -> np.ndarray:  # Z, (n_items, m) float32
-        "Base scores of every movie for a block of users, given by their positions."
+    def logits(self, users: np.ndarray) -> np.ndarray:  # (n_items, m) float32
+        "Logits of every movie for a block of users, given by their positions."
         users = as_positions("users", users, len(self.U))
         arrays = (self.U[users], self.b[users], self.H, self.c)
         U, b, H, c = (torch.from_numpy(array) for array in arrays)
-        # a row a user, so that their scores lie together
-        out = torch.addmm(b[:, None], U, H.T).add_(c)
+        # a row a user, so that their scores lie together; as many movies at a time
+        # as the cache holds
+        out = torch.empty(len(users), len(H))
+        for s in range(0, len(H), _TILE):
+            at = slice(s, s + _TILE)
+            torch.addmm(b[:, None], U, H[at].T, out=out[:, at])
+            out[:, at] += c[at]
         if self.head is not None:
             out += torch.from_numpy(self.head.block(users)).T
-        return _sound(out.sigmoid_().numpy().T)
+        return out.numpy().T
+
+    def block(self, users: np.ndarray) -> np.ndarray:  # Z, (n_items, m) float32
+        "Base scores of every movie for a block of users, given by their positions."
+        return _sound(torch.from_numpy(self.logits(users).T).sigmoid_().numpy().T)
 
     def map_users(self, change: Callable[[np.ndarray], np.ndarray]) -> "Embeddings":
         "The same with a function applied to every array that has a row a user."

@@ -1,7 +1,9 @@
 """Lists against scikit-learn and a slow second implementation; tables that add up; paired differences."""
 
 import json
+from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +14,20 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 from pandas.testing import assert_frame_equal
 from scipy import sparse
+from scipy.special import expit
 from sklearn.metrics import ndcg_score
 
 from correct_smooth.checks import InputError
+from correct_smooth.correct_smooth import (
+    CorrectAndSmooth,
+    NeighbourMeans,
+    Operators,
+    Refinement,
+    Scorer,
+    label_matrix,
+    neighbour_residual,
+)
+from correct_smooth.encoders import MLPHeadArrays
 from correct_smooth.evaluate import BOOTSTRAP_USERS, Evaluation, compare, diversity
 from correct_smooth.lists import (
     LIST_METRICS,
@@ -25,7 +38,10 @@ from correct_smooth.lists import (
     orderings_of,
     popular_lists,
 )
+from correct_smooth.model import Embeddings
 from correct_smooth.plots import plot_diversity, plot_lists
+from correct_smooth.topn import Ranking, best_liked, top_blocks, top_n
+from correct_smooth.watch import discounted
 
 SOME = tried(20, 300)
 ORDERINGS = ["popular", "base", "like", "watch", "both"]
@@ -318,3 +334,114 @@ def test_the_picture_of_the_catalogue_tells_orderings_apart():
     plot_diversity(judged.lists, judged.popularity, ax)
     colours = [line.get_color() for line in ax.lines if line.get_label() in ORDERINGS]
     assert len(set(colours)) == 5
+
+
+@dataclass(frozen=True)
+class OnlyStrong(Refinement):
+    "Means over strong edges, the kind of rule that a user of the package writes."
+
+    alpha: float = 1.0
+    half_trust: float = 2.0
+    beta: float = 0.5
+    T: int = 0
+
+    def neighbourhood(self, graph):
+        return graph.with_self.multiply(graph.with_self >= 0.5).tocsr(), 0.5
+
+
+@dataclass(frozen=True)
+class Doubled(CorrectAndSmooth):
+    "A rule with a correction of its own."
+
+    def correction(self, E, graph):
+        return 2 * super().correction(E, graph)
+
+
+RULES = st.sampled_from(
+    [CorrectAndSmooth(), CorrectAndSmooth("own"), CorrectAndSmooth(alpha=90, shrinkage=0), OnlyStrong()]
+)
+FACTORS = st.sampled_from(["none", "at most 1", "some above 1", "zeros"])
+
+
+def refinement_world(n_items, m, seed, density=0.1):
+    "A graph, labels, and movies that nobody should get."
+    rng = np.random.default_rng(seed)
+    A = sparse.random(n_items, n_items, density, "csr", np.float32, rng=rng)
+    item, user = np.nonzero(rng.random((n_items, m)) < rng.choice([0, 0.05, 0.5, 1]))
+    Y = label_matrix(user, item, rng.random(len(user)).astype(np.float32), (n_items, m))
+    return rng, Operators(A), Y, rng.random(n_items) < 0.2
+
+
+def some_factors(kind, n_items, rng):
+    "What scores are multiplied by."
+    by = rng.random(n_items).astype(np.float32)
+    return {"none": None, "at most 1": by, "some above 1": 3 * by, "zeros": by * (by > 0.5)}[kind]
+
+
+@SOME
+@given(
+    st.sampled_from([1, 2, 63, 64, 65, 300]), st.integers(1, 4), st.integers(1, 30), RULES, FACTORS,
+    st.sampled_from([0.1, 2, 10, 300]), st.integers(0, 10**6),
+)  # fmt: skip
+def test_one_pass_finds_the_head_of_a_sort(n_items, m, n, config, kind, spread, seed):
+    "With ties and scores of 0 and 1, whatever is left out; on one thread or all of them, to the last bit."
+    rng, graph, Y, excluded = refinement_world(n_items, m, seed)
+    X = (np.round(4 * rng.normal(size=(n_items, m))) * spread / 4).astype(np.float32)
+    alpha, by = rng.choice([0, 0.5, 2], m).astype(np.float32), some_factors(kind, n_items, rng)
+    seen = Y if seed % 2 else refinement_world(n_items, m, seed + 1)[2]
+    base = expit(X.astype(float)).astype(np.float32)
+    at = Y.indices, np.repeat(np.arange(m), np.diff(Y.indptr))
+    E = sparse.csc_matrix((Y.data - base[at], Y.indices, Y.indptr), Y.shape)
+    refined = np.clip(base + alpha * neighbour_residual(E, *config.neighbourhood(graph)), 0, 1)
+    score = discounted(refined, by)
+    wanted, means = top_n(score, n, excluded, seen), NeighbourMeans.of(config, graph)
+    threads, found = numba.get_num_threads(), []
+    for some in (1, threads):
+        numba.set_num_threads(some)
+        found.append(best_liked(X, Y, means, alpha, n, excluded, seen, by))
+    for item, kept in found:
+        assert_array_equal(item, wanted)
+        column, place = np.nonzero(item >= 0)
+        at = item[column, place], column
+        assert_array_equal(kept[column, place].T, [score[at], base[at], refined[at]])
+
+
+@SOME
+@given(
+    st.sampled_from([3, 70, 300]), st.integers(1, 12),
+    st.one_of(RULES, st.sampled_from([CorrectAndSmooth(T=1), Doubled()])),
+    FACTORS, st.booleans(), st.booleans(), st.integers(0, 10**6),
+)  # fmt: skip
+def test_lists_by_liking_are_those_of_whole_blocks(n_items, n, config, kind, head, exclude_seen, seed):
+    "By rules that one pass knows and by others, with a head or without."
+    rng, graph, Y, excluded = refinement_world(n_items, 5, seed)
+    arrays = [rng.normal(size=o).astype(np.float32) for o in ((n_items, 8), n_items, (5, 8), 5)]
+    units = (rng.normal(size=o).astype(np.float32) for o in ((n_items, 3), (5, 3), 3))
+    scorer = Scorer(Embeddings(*arrays, MLPHeadArrays(*units) if head else None), Y, graph, config)
+    by, users = some_factors(kind, n_items, rng), rng.permutation(5)
+    ((_, base, refined),) = scorer.blocks(users)
+    score = discounted(refined, by)
+    ranking = Ranking(scorer, discount=by)
+    assert (ranking.means is None) == (config.T > 0 or isinstance(config, Doubled))
+    found = pd.concat(top_blocks(ranking, users, n, excluded, exclude_seen, progress=False))
+    wanted = top_n(score, n, excluded, Y[:, users] if exclude_seen else None)
+    at = found["item"].to_numpy(), found["place"].to_numpy()
+    column, place = np.nonzero(wanted >= 0)
+    assert_array_equal(at[1], column)
+    for name, values in (("base", base), ("refined", refined), ("score", score)):
+        assert_allclose(found[name], values[at], rtol=0, atol=3e-4)  # alpha = 90 times rounding
+    assert_allclose(found["score"], score[wanted[column, place], column], rtol=0, atol=3e-4)
+    assert not excluded[at[0]].any() and (not exclude_seen or not Y[:, users][at].sum())
+
+
+@pytest.mark.parametrize("config", [CorrectAndSmooth(), CorrectAndSmooth(T=1)])
+def test_scores_that_are_nan_are_refused(config):
+    "Whoever has them, and also for a movie that nobody gets."
+    rng, graph, Y, _ = refinement_world(80, 5, 0)
+    arrays = [rng.normal(size=o).astype(np.float32) for o in ((80, 8), 80, (5, 8), 5)]
+    arrays[0][70] = np.nan
+    scorer = Scorer(Embeddings(*arrays), Y, graph, config)
+    with pytest.raises(InputError, match="are nan"):
+        list(top_blocks(Ranking(scorer), np.arange(5), 3, np.arange(80) == 70, progress=False))
+    finite = replace(scorer, model=replace(scorer.model, H=np.nan_to_num(scorer.model.H)))
+    assert len(list(top_blocks(Ranking(finite), np.arange(5), 3, np.arange(80) == 70, progress=False))) == 1
