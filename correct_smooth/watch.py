@@ -294,38 +294,62 @@ def filling(
     return F
 
 # %% ../nbs/05b_watch.ipynb #w34
-_TOGETHER = 8  # users scored side by side: what is read for one serves all of them
-
-
-@compiled(parallel=True)
-def _scores(
-    starts: np.ndarray, item: np.ndarray, value: np.ndarray,  # M by user
+@compiled()
+def _draw(
+    own: np.ndarray,  # (n_items,) a user's scores, added to here
+    item: np.ndarray, value: np.ndarray,  # a row of M
     # B by watched movie
     row_starts: np.ndarray, column: np.ndarray, weight: np.ndarray,
-    # the filling, by movie
-    to_starts: np.ndarray, source: np.ndarray, share: np.ndarray,
-) -> np.ndarray:  # (m, n_items)  # fmt: skip
-    n_users, n_items = len(starts) - 1, len(to_starts) - 1
-    out = np.empty((n_users, n_items), np.float32)
-    for group in prange((n_users + _TOGETHER - 1) // _TOGETHER):
-        first = group * _TOGETHER
-        some = min(_TOGETHER, n_users - first)
-        drawn = np.zeros((n_items, _TOGETHER), np.float32)
-        total = np.empty(_TOGETHER, np.float32)
-        for w in range(some):
-            own = np.zeros(n_items, np.float32)
-            for n in range(starts[first + w], starts[first + w + 1]):
-                for q in range(row_starts[item[n]], row_starts[item[n] + 1]):
-                    own[column[q]] += value[n] * weight[q]
-            drawn[:, w] = own
-        for i in range(n_items):
-            total[:] = 0
-            for q in range(to_starts[i], to_starts[i + 1]):
-                for w in range(_TOGETHER):
-                    total[w] += share[q] * drawn[source[q], w]
+) -> None:  # fmt: skip
+    for n in range(len(item)):
+        mine = slice(row_starts[item[n]], row_starts[item[n] + 1])
+        at, added = column[mine], weight[mine]
+        for q in range(len(at)):
+            own[np.uint64(at[q])] += value[n] * added[q]  # never counted from the end
+
+
+def _scores_of(together: int) -> Callable[..., np.ndarray]:
+    "The loop that scores so many users side by side."
+
+    @compiled(parallel=True)
+    def scores(
+        starts: np.ndarray, item: np.ndarray, value: np.ndarray,  # M by user
+        # B by watched movie
+        row_starts: np.ndarray, column: np.ndarray, weight: np.ndarray,
+        # the filling, by movie
+        to_starts: np.ndarray, source: np.ndarray, share: np.ndarray,
+    ) -> np.ndarray:  # (m, n_items)  # fmt: skip
+        n_users, n_items = len(starts) - 1, len(to_starts) - 1
+        out = np.empty((n_users, n_items), np.float32)
+        for group in prange((n_users + together - 1) // together):
+            first = group * together
+            some = min(together, n_users - first)
+            own = np.zeros((together, n_items), np.float32)
+            drawn = np.empty(n_items * together, np.float32)  # a row a movie
+            total = np.empty(together, np.float32)
             for w in range(some):
-                out[first + w, i] = total[w]
-    return out
+                mine = slice(starts[first + w], starts[first + w + 1])
+                _draw(own[w], item[mine], value[mine], row_starts, column, weight)
+            for s in range(0, n_items, 64):  # turned in pieces that the cache holds
+                for w in range(together):
+                    for i in range(s, min(s + 64, n_items)):
+                        drawn[i * together + w] = own[w, i]
+            for i in range(n_items):
+                total[:] = 0
+                for q in range(to_starts[i], to_starts[i + 1]):
+                    place = np.uint64(source[q]) * np.uint64(together)
+                    for w in range(together):
+                        total[np.uint64(w)] += share[q] * drawn[place + np.uint64(w)]
+                for w in range(some):
+                    out[first + w, i] = total[w]
+        return out
+
+    return scores
+
+
+# what is read for one user serves all beside them; in large catalogues, few fit into
+# the cache
+_MANY, _scores, _scores_of_many = 256, _scores_of(8), _scores_of(64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,7 +391,8 @@ class Watch:
     def block(self, users: np.ndarray) -> np.ndarray:  # Q, (n_items, m) float32
         "Scores of every movie for some users, by position."
         parts = self.histories(users), self.B, self.filling
-        return _scores(
+        scores = _scores if len(users) < _MANY else _scores_of_many
+        return scores(
             *(array for A in parts for array in (A.indptr, A.indices, A.data))
         ).T
 

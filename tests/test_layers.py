@@ -23,7 +23,7 @@ LAYERS = """
     roles vectors data synthetic layouts published sources fetch dataset features audience
     products graph edges
     model encoders train checkpoint
-    correct_smooth diffusion any_model watch explain topn one_user own_metrics evaluate lists plots
+    correct_smooth best diffusion any_model watch explain topn one_user own_metrics evaluate lists plots
     newcomers tuning titles formats item_tensors saving ready visitors
     tracking recommender validation report results
     shell experiment exports rating_files commands messages

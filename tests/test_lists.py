@@ -17,6 +17,7 @@ from scipy import sparse
 from scipy.special import expit
 from sklearn.metrics import ndcg_score
 
+from correct_smooth.best import best_liked
 from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import (
     CorrectAndSmooth,
@@ -40,7 +41,7 @@ from correct_smooth.lists import (
 )
 from correct_smooth.model import Embeddings
 from correct_smooth.plots import plot_diversity, plot_lists
-from correct_smooth.topn import Ranking, best_liked, top_blocks, top_n
+from correct_smooth.topn import Ranking, top_blocks, top_n
 from correct_smooth.watch import discounted
 
 SOME = tried(20, 300)
@@ -403,7 +404,7 @@ def test_one_pass_finds_the_head_of_a_sort(n_items, m, n, config, kind, spread, 
         assert_array_equal(item, wanted)
         column, place = np.nonzero(item >= 0)
         at = item[column, place], column
-        assert_array_equal(kept[column, place].T, [score[at], base[at], refined[at]])
+        assert_array_equal(kept[:, column, place], [score[at], base[at], refined[at]])
 
 
 @SOME

@@ -240,6 +240,15 @@ def test_scores_are_those_of_the_formula(n_items, n_users, density, settings, se
     assert watch.block(order[:0]).shape == (n_items, 0)
 
 
+def test_many_users_get_the_scores_of_few():
+    "More are scored side by side, the last of them alone; to the last bit."
+    watch, _ = some_watch(70, 30, 0.2, 0)
+    users = np.random.default_rng(0).integers(0, 31, 64 * 4 + 1)
+    found = watch.block(users)
+    assert_array_equal(found, watch.block(np.arange(31))[:, users])
+    assert_array_equal(found[:, :64], watch.block(users[:64]))
+
+
 @SOME
 @given(SIZES, SIZES, DENSITY, SETTINGS, SEEDS)
 def test_contributions_add_up(n_items, n_users, density, settings, seed):
