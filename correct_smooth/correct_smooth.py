@@ -134,14 +134,17 @@ def _average_residuals(
     n_users, n_items = len(starts) - 1, len(column_starts) - 1
     out = np.zeros((n_users, n_items), np.float32)
     for u in prange(n_users):
-        total = np.zeros(n_items, np.float32)
+        mine, total = out[u], np.zeros(n_items, np.float32)
         for n in range(starts[u], starts[u + 1]):
-            for q in range(column_starts[item[n]], column_starts[item[n] + 1]):
-                out[u, row[q]] += weight[q] * e[n]
-                total[row[q]] += weight[q]
+            near = slice(column_starts[item[n]], column_starts[item[n] + 1])
+            at, share = row[near], weight[near]
+            for q in range(len(at)):
+                i = np.uint64(at[q])  # never counted from the end, which is faster
+                mine[i] += share[q] * e[n]
+                total[i] += share[q]
         for i in range(n_items):
             if total[i] > 0:
-                out[u, i] /= total[i] + shrinkage
+                mine[i] /= total[i] + shrinkage
     return out
 
 
@@ -370,10 +373,13 @@ def _sum_neighbours(
             for n in range(starts[u], starts[u + 1]):
                 known[item[n]] = value[n]
             for n in range(asked_starts[u], asked_starts[u + 1]):
-                for q in range(row_starts[asked[n]], row_starts[asked[n] + 1]):
-                    if not np.isnan(known[column[q]]):
-                        total[n] += weight[q] * known[column[q]]
-                        weights[n] += weight[q]
+                near = slice(row_starts[asked[n]], row_starts[asked[n] + 1])
+                at, share = column[near], weight[near]
+                for q in range(len(at)):
+                    one = known[np.uint64(at[q])]
+                    if not np.isnan(one):
+                        total[n] += share[q] * one
+                        weights[n] += share[q]
             for n in range(starts[u], starts[u + 1]):
                 known[item[n]] = np.nan
     return total, weights
