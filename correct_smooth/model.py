@@ -358,9 +358,6 @@ class ItemUserModel(nn.Module):
         return out + self.head(h.index_select(0, which), u.index_select(0, user))
 
 # %% ../nbs/03_model.ipynb #c043
-_TILE = 4096  # movies whose logits are computed at a time
-
-
 def _sound(scores: np.ndarray) -> np.ndarray:
     "Scores as they are; raises `InputError` if one is nan."
     if np.isnan(scores.min(initial=1)):
@@ -413,13 +410,8 @@ class Embeddings:
         users = as_positions("users", users, len(self.U))
         arrays = (self.U[users], self.b[users], self.H, self.c)
         U, b, H, c = (torch.from_numpy(array) for array in arrays)
-        # a row a user, so that their scores lie together; as many movies at a time
-        # as the cache holds
-        out = torch.empty(len(users), len(H))
-        for s in range(0, len(H), _TILE):
-            at = slice(s, s + _TILE)
-            torch.addmm(b[:, None], U, H[at].T, out=out[:, at])
-            out[:, at] += c[at]
+        # a row a user, so that their scores lie together
+        out = torch.addmm(b[:, None], U, H.T).add_(c)
         if self.head is not None:
             out += torch.from_numpy(self.head.block(users)).T
         return out.numpy().T
