@@ -38,7 +38,7 @@ def _put(
 @compiled()
 def _is_in(i: int, seen: np.ndarray) -> bool:  # positions, sorted
     at = np.searchsorted(seen, i)
-    return at < len(seen) and seen[at] == i
+    return bool(at < len(seen) and seen[at] == i)
 
 # %% ../nbs/05d_best.ipynb #l05
 @compiled()

@@ -139,9 +139,9 @@ def _average_residuals(
             near = slice(column_starts[item[n]], column_starts[item[n] + 1])
             at, share = row[near], weight[near]
             for q in range(len(at)):
-                i = np.uint64(at[q])  # never counted from the end, which is faster
-                mine[i] += share[q] * e[n]
-                total[i] += share[q]
+                j = np.uint64(at[q])  # never counted from the end, which is faster
+                mine[j] += share[q] * e[n]
+                total[j] += share[q]
         for i in range(n_items):
             if total[i] > 0:
                 mine[i] /= total[i] + shrinkage
