@@ -42,7 +42,7 @@ OPTIONS = {
     "no dropout": replace(SMALL, dropout=0.0),
     "all": replace(SMALL, encoder="sage", head="mlp", id_embedding=True),
 }
-SHORT = TrainConfig(epochs=7, batch_size=300)
+SHORT = TrainConfig(epochs=7, batch_size=300, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
