@@ -294,7 +294,8 @@ def test_training_goes_on_from_where_it_stood(fitted, world):
     r = again(fitted).partial_fit(epochs=2)
     pairs = index_ratings(world)
     first = r.seed + 2 * fitted.epochs_
-    X, config = with_audience(r.X_, fitted.state_.audience), TrainConfig(epochs=2)
+    X = with_audience(r.X_, fitted.state_.audience)
+    config = TrainConfig(epochs=2, learning_rate=1e-3)  # a tenth of the first rate
     how = {"start": fitted.models_[0], "audience": r.audience}
     alone = train(X, pairs, None, r.model, config, first, False, **how).model
     for a, b in zip(alone.parameters(), r.models_[0].parameters(), strict=True):
