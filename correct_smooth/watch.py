@@ -117,9 +117,9 @@ def gram(
     return _products(*arrays, max(1, min(256, len(d))))
 
 # %% ../nbs/05b_watch.ipynb #w17
-_ALONE = (
-    2_000  # up to so many rows a matrix is cut into pieces too small for two threads
-)
+# with more threads the matrix is cut into small pieces, and whenever something else
+# runs, they wait for each other far longer than they work
+_ALONE = 5_000  # rows, up to which one thread works
 
 
 @door(K=Floats("n n", -np.inf, np.inf))
