@@ -592,6 +592,7 @@ for one in gc.get_objects():
         kinds.setdefault(one.py_func, []).extend(one.signatures)
 print(sum(map(len, kinds.values())))
 print({kernel.__name__: some for kernel, some in kinds.items() if len(some) > 1})
+assert "torch._dynamo" not in sys.modules  # nothing is compiled by PyTorch: a second saved
 """
 
 
