@@ -1,7 +1,7 @@
-"""Two releases side by side: seconds of a fit, a run, a list and a help text, in turn; and where a fit spends them.
+"""Two releases side by side: seconds of a fit, a run, a list and a help text, in turn.
 
     git worktree add ../before RELEASE
-    python tools/bench_releases.py ../before . --out releases.json          # about half an hour for slow releases
+    python tools/bench_releases.py ../before . --out releases.json  # half an hour for a slow release
     python tools/bench_releases.py ../before . --data the-movies-dataset --runs 3 --only run help
 
 Every measurement is a process of its own, with one checkout first on its path; the releases take turns, so
