@@ -40,7 +40,7 @@ from correct_smooth.arrays import (
 )
 from .checks import InputError, check_choice, check_number, compiled
 from .graph import NORMALISATIONS, Normalisation, normalise
-from .model import Embeddings
+from .embeddings import Embeddings
 
 # %% ../nbs/05_correct_smooth.ipynb #c007
 def label_matrix(

@@ -18,13 +18,12 @@ import numpy as np
 from numba import prange
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from sklearn.preprocessing import normalize
 
 from .arrays import Count, Positions, Rows, as_sparse, door
 from .checks import InputError, check_choice, check_number, compiled
 from .dataset import Interactions, user_moments
-from .features import BLOCKS
 from .products import full_columns, top_products
+from .roles import BLOCKS
 
 # %% ../nbs/02_graph.ipynb #lg02
 _MANY = 20_000  # from so many rows on, groups of them are ruled out by bounds
@@ -222,6 +221,8 @@ def cosine_knn(
     rows: np.ndarray | None = None,
 ) -> sparse.csr_matrix:  # A, (n_items, n_items) float32, no self-loops
     "Exact cosine k-nearest-neighbour graph, never n x n in memory."
+    from sklearn.preprocessing import normalize
+
     check_number("k", k, 1, whole=True)
     if not min(X.shape):
         return sparse.csr_matrix((X.shape[0], X.shape[0]), dtype=np.float32)

@@ -26,7 +26,8 @@ from correct_smooth.data import (
 from .dataset import Dataset, is_liked, some_ratings, user_thresholds
 from .ids import positions
 from .ids import ids_like, is_whole
-from .model import Embeddings, ItemUserModel
+from .embeddings import Embeddings
+from .model import ItemUserModel
 from .roles import renamed
 from .vectors import more_vectors
 

@@ -26,7 +26,7 @@ from correct_smooth.correct_smooth import (
     trust,
 )
 from .explain import parts
-from .model import Embeddings
+from .embeddings import Embeddings
 from .topn import Ranking, top_n
 from .watch import Watch, discounted
 

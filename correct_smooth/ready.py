@@ -22,7 +22,7 @@ from scipy import sparse
 
 from .checks import InputError, check_number
 from .correct_smooth import Scorer, label_matrix
-from .dataset import Dataset, some_ratings
+from .dataset import Dataset, some_ratings, targets
 from .ids import find_ids, ids_like, positions
 from .model import ItemUserModel, with_rows
 from .newcomers import add_ratings, fit_users, grown, with_labels
@@ -30,7 +30,6 @@ from .one_user import Person, known_person
 from .parsing import as_numbers
 from .saving import Fitted, read_model, stacked, write_model
 from .tables import as_frame
-from .train import targets
 from .watch import Watch, watched
 
 # %% ../nbs/07j_ready.ipynb #v06

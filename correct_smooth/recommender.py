@@ -48,10 +48,11 @@ from correct_smooth.dataset import (
     rating_sums,
     some_ratings,
     split,
+    targets,
 )
 from .edges import both_ways, given_graph
 from .evaluate import Evaluation, evaluation, user_table
-from .features import BLOCKS, ORIGINAL_BLOCKS, MovieFeatures
+from .features import MovieFeatures
 from correct_smooth.graph import (
     GraphConfig,
     check_graph,
@@ -61,17 +62,12 @@ from correct_smooth.graph import (
     normalise,
 )
 from .ids import positions
-from correct_smooth.model import (
-    Embeddings,
-    ItemUserModel,
-    ModelConfig,
-    average,
-    embeddings,
-    with_rows,
-)
+from .embeddings import Embeddings, average
+from .model import ItemUserModel, ModelConfig, embeddings, with_rows
 from .newcomers import add_movies
 from .own_metrics import Metric
 from .lists import list_table, popular_lists
+from .roles import BLOCKS, ORIGINAL_BLOCKS
 from .saving import Fitted, read_model, stage_settings, write_model
 from .tables import write_rows
 from .tracking import check_callbacks
@@ -82,7 +78,6 @@ from correct_smooth.train import (
     TrainConfig,
     Trained,
     check_device,
-    targets,
     train,
 )
 from correct_smooth.tuning import (

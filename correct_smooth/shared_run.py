@@ -44,7 +44,7 @@ from .evaluate import Evaluation, evaluation, user_table
 from .experiment import Run
 from .files import atomic_folder, write_marker
 from .graph import GraphConfig
-from .model import Embeddings
+from .embeddings import Embeddings
 from .own_metrics import Metric
 from .partition import load_shard
 from correct_smooth.ranks import (

@@ -33,7 +33,7 @@ from .diffusion import Diffusion, Scale
 from .evaluate import user_metrics
 from .graph import GraphConfig, check_graph
 from .lists import list_metrics
-from .model import Embeddings
+from .embeddings import Embeddings
 from .topn import top_n
 from .watch import Watch, WatchConfig, discount, discounted, list_score
 

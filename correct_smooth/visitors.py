@@ -20,13 +20,13 @@ from scipy import sparse
 from .checks import InputError, check_choice, check_number
 from .correct_smooth import label_matrix
 from .data import check_ratings
-from .dataset import Dataset, Interactions, is_liked, user_thresholds
+from .dataset import Dataset, Interactions, is_liked, targets
+from .dataset import user_thresholds
 from .ids import find_ids, positions
-from .model import Embeddings
+from .embeddings import Embeddings
 from .one_user import Person, liking_reasons, top_list, watching_reasons
 from .ready import Ready, as_list, newcomer_vectors
 from .topn import Order, Ranking, check_order, top_blocks
-from .train import targets
 from .watch import discount, watched
 
 # %% ../nbs/07k_visitors.ipynb #v11

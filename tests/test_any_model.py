@@ -16,10 +16,11 @@ from correct_smooth import correct_and_smooth, graph_of, refined_blocks
 from correct_smooth.any_model import as_labels, as_operators, as_probabilities
 from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth, Operators
+from correct_smooth.dataset import targets
 from correct_smooth.diffusion import Diffusion
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.synthetic import synthetic_data
-from correct_smooth.train import TrainConfig, targets
+from correct_smooth.train import TrainConfig
 
 SOME = tried(20, 300)
 

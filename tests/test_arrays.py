@@ -44,6 +44,7 @@ from correct_smooth.diffusion import (
     spread_residual,
 )
 from correct_smooth.edges import both_ways, given_graph
+from correct_smooth.embeddings import Embeddings
 from correct_smooth.evaluate import user_metrics
 from correct_smooth.graph import (
     check_graph,
@@ -54,7 +55,6 @@ from correct_smooth.graph import (
     normalise,
     symmetrise,
 )
-from correct_smooth.model import Embeddings
 from correct_smooth.topn import best_of_both, top_n
 from correct_smooth.watch import (
     Watch,

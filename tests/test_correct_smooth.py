@@ -38,9 +38,9 @@ from correct_smooth.diffusion import (
     spread_back,
     spread_residual,
 )
+from correct_smooth.embeddings import Embeddings
 from correct_smooth.explain import parts
 from correct_smooth.graph import NORMALISATIONS, normalise
-from correct_smooth.model import Embeddings
 from correct_smooth.topn import Ranking, top_blocks
 
 SOME = tried(20, 300)

@@ -22,7 +22,7 @@ LAYERS = """
     checks arrays ids parsing files tables json_lines table_files tensors jobs
     roles vectors data synthetic layouts published sources fetch dataset features audience
     products graph edges
-    model encoders train checkpoint
+    embeddings model encoders train checkpoint
     correct_smooth best diffusion any_model watch explain topn one_user own_metrics evaluate lists plots
     newcomers tuning titles formats item_tensors saving ready visitors
     tracking recommender validation report results

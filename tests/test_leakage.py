@@ -10,11 +10,20 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 from correct_smooth.correct_smooth import CorrectAndSmooth
-from correct_smooth.dataset import by_time, cold_items, cold_users, holdout, index_ratings, leave_last, split
+from correct_smooth.dataset import (
+    TARGETS,
+    by_time,
+    cold_items,
+    cold_users,
+    holdout,
+    index_ratings,
+    leave_last,
+    split,
+)
 from correct_smooth.graph import GraphConfig
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.synthetic import synthetic_data
-from correct_smooth.train import TARGETS, TrainConfig
+from correct_smooth.train import TrainConfig
 
 SPLITS = {o.__name__: o for o in (holdout, leave_last, by_time, cold_items, cold_users)}
 EACH_SPLIT = pytest.mark.parametrize("mark", SPLITS.values(), ids=SPLITS)

@@ -28,6 +28,7 @@ from correct_smooth.correct_smooth import (
     label_matrix,
     neighbour_residual,
 )
+from correct_smooth.embeddings import Embeddings
 from correct_smooth.encoders import MLPHeadArrays
 from correct_smooth.evaluate import BOOTSTRAP_USERS, Evaluation, compare, diversity
 from correct_smooth.lists import (
@@ -39,7 +40,6 @@ from correct_smooth.lists import (
     orderings_of,
     popular_lists,
 )
-from correct_smooth.model import Embeddings
 from correct_smooth.plots import plot_diversity, plot_lists
 from correct_smooth.topn import Ranking, top_blocks, top_n
 from correct_smooth.watch import discounted

@@ -18,16 +18,15 @@ from scipy.special import expit, logit
 
 from correct_smooth.checks import InputError
 from correct_smooth.dataset import Interactions, holdout, index_ratings, split
+from correct_smooth.embeddings import Embeddings, average
 from correct_smooth.encoders import MLPHeadArrays, SageEncoder, with_neighbours
 from correct_smooth.features import MovieFeatures
 from correct_smooth.graph import GraphConfig, cosine_knn, item_graph, normalise
 from correct_smooth.model import (
     ENCODERS,
-    Embeddings,
     ItemEncoder,
     ItemUserModel,
     ModelConfig,
-    average,
     embed_items,
     embeddings,
 )

@@ -121,7 +121,7 @@ def test_labels_are_as_if_they_had_always_been_there(world, target, thresholds):
     from dataclasses import replace
 
     from correct_smooth.correct_smooth import label_matrix
-    from correct_smooth.train import targets
+    from correct_smooth.dataset import targets
 
     data = world
     if thresholds:  # somebody's own, which stay

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from correct_smooth import ranks
 from correct_smooth.checks import InputError
 from correct_smooth.data import movie_data
-from correct_smooth.dataset import holdout, split
+from correct_smooth.dataset import holdout, split, targets
 from correct_smooth.evaluate import evaluation, user_table
 from correct_smooth.files import MARKER, check_target
 from correct_smooth.lists import list_result
@@ -29,7 +29,7 @@ from correct_smooth.ranks import holder, user_hash
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.sources import USER_HASH, load_data, write_tables
 from correct_smooth.synthetic import synthetic_data
-from correct_smooth.train import USER_TABLES, Batch, batch_logits, make_optimizer, targets
+from correct_smooth.train import USER_TABLES, Batch, batch_logits, make_optimizer
 from correct_smooth.tuning import best
 
 

@@ -21,9 +21,10 @@ from correct_smooth import dataset, graph
 from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth
 from correct_smooth.data import MovieData
+from correct_smooth.embeddings import Embeddings
 from correct_smooth.experiment import run
 from correct_smooth.files import MARKER
-from correct_smooth.model import Embeddings, ModelConfig, as_bag, bag_sum
+from correct_smooth.model import ModelConfig, as_bag, bag_sum
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.sources import write_tables
 from correct_smooth.synthetic import synthetic_data

@@ -16,10 +16,10 @@ from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth, Operators, label_matrix, refine
 from correct_smooth.dataset import holdout, index_ratings, split
 from correct_smooth.diffusion import Diffusion
+from correct_smooth.embeddings import Embeddings
 from correct_smooth.evaluate import user_metrics
 from correct_smooth.experiment import run
 from correct_smooth.graph import NORMALISATIONS, GraphConfig
-from correct_smooth.model import Embeddings
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig
