@@ -28,6 +28,7 @@ from scipy import sparse
 from starlette.exceptions import HTTPException as NoRoute
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from .answers import ListConfig, list_for, reasons
 from .checks import InputError, as_text
 from .correct_smooth import CorrectAndSmooth
 from .ids import find_ids
@@ -47,7 +48,7 @@ from correct_smooth.messages import (
 from .one_user import Person, liking_reasons, watching_reasons
 from .ready import Ready
 from .titles import find_movies, plain_title
-from .visitors import ListConfig, list_for, reasons, visitor
+from .visitors import visitor
 
 # %% ../nbs/14_service.ipynb #s10
 def _stars(low: float, high: float, step: float) -> list[float]:

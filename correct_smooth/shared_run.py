@@ -76,7 +76,8 @@ from correct_smooth.results import (
     summary,
     write_summary,
 )
-from .saving import PARTS, Fitted, part_names
+from .model_folder import PARTS
+from .saving import Fitted, part_names
 from .tables import write_rows
 from .train import Callback, Trained
 from .validation import Split, hold_back, latest

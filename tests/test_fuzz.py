@@ -37,9 +37,9 @@ from correct_smooth.features import MovieFeatures
 from correct_smooth.files import MARKER, write_marker
 from correct_smooth.graph import GraphConfig, check_graph, normalise, symmetrise
 from correct_smooth.model import ModelConfig
+from correct_smooth.model_folder import MODEL_FILES
 from correct_smooth.newcomers import add_movies, add_ratings
 from correct_smooth.recommender import CorrectSmoothRecommender
-from correct_smooth.saving import MODEL_FILES
 from correct_smooth.sources import load_data, write_tables
 from correct_smooth.synthetic import synthetic_data
 from correct_smooth.tensors import load_tensors, save_tensors

@@ -24,7 +24,7 @@ LAYERS = """
     products graph edges
     embeddings model encoders train checkpoint
     correct_smooth best diffusion any_model watch explain topn one_user own_metrics evaluate lists plots
-    newcomers tuning titles formats item_tensors saving ready visitors
+    newcomers tuning titles answers formats item_tensors model_folder saving ready visitors
     tracking recommender validation report results
     shell experiment exports rating_files commands messages
     service serve

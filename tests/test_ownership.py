@@ -27,10 +27,10 @@ from correct_smooth.experiment import run
 from correct_smooth.files import MARKER, _workspace, atomic_folder, check_target, clear_leftovers
 from correct_smooth.graph import GraphConfig
 from correct_smooth.model import ModelConfig
+from correct_smooth.model_folder import FORMAT, MODEL_FILES, PARTS
 from correct_smooth.partition import partition, read_own
 from correct_smooth.rating_files import rating_rows
 from correct_smooth.recommender import CorrectSmoothRecommender
-from correct_smooth.saving import FORMAT, MODEL_FILES, PARTS
 from correct_smooth.sources import load_data, read_tables, write_tables
 from correct_smooth.synthetic import synthetic_data, write_synthetic
 from correct_smooth.tables import write_rows

@@ -31,8 +31,8 @@ from correct_smooth.diffusion import Diffusion
 from correct_smooth.files import MARKER, write_marker
 from correct_smooth.graph import GraphConfig
 from correct_smooth.model import ModelConfig
+from correct_smooth.model_folder import FORMAT, MODEL_FILES
 from correct_smooth.recommender import CorrectSmoothRecommender
-from correct_smooth.saving import FORMAT, MODEL_FILES
 from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig
 

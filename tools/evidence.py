@@ -49,7 +49,7 @@ STUDIES = {
 AROUND = set(
     """
     checks arrays ids parsing files tables json_lines table_files tensors jobs layouts published fetch titles
-    formats item_tensors saving plots report shell exports rating_files commands messages service serve
+    formats item_tensors model_folder saving plots report shell exports rating_files commands messages service serve
     ranks partition distributed shared_run
     """.split()
 )
