@@ -376,8 +376,8 @@ def items_like(
     answers: Answers,
     item: Any,  # id of a known item
     n: int,
-    # graph: its neighbours; embedding: items that are alike to the model
-    by: Similarity = "graph",
+    # one of SIMILARITIES; graph: its neighbours; embedding: alike to the model
+    by: str = "graph",
 ) -> pd.DataFrame:  # item_id, title, similarity; nearest first
     "The items most like one; `InputError` for an unknown item."
     check_number("n", n, 1, whole=True)

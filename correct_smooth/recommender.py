@@ -43,7 +43,6 @@ from correct_smooth.correct_smooth import (
     Operators,
     Refinement,
     Scorer,
-    label_matrix,
 )
 from .data import MovieData, check_liked
 from correct_smooth.dataset import (
@@ -60,7 +59,6 @@ from correct_smooth.dataset import (
     rating_sums,
     some_ratings,
     split,
-    targets,
 )
 from .edges import both_ways, given_graph
 from .evaluate import Evaluation, evaluation, user_table

@@ -49,8 +49,8 @@ STUDIES = {
 AROUND = set(
     """
     checks arrays ids parsing files tables json_lines table_files tensors jobs layouts published fetch titles
-    formats item_tensors model_folder saving plots report shell exports rating_files commands messages service serve
-    ranks partition distributed shared_run
+    formats item_tensors model_folder saving plots report shell exports rating_files commands messages service
+    serve ranks partition distributed shared_run
     """.split()
 )
 PACKAGES = ("numpy", "scipy", "pandas", "scikit-learn", "torch", "numba", "sparse_dot_topn")
