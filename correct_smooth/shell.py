@@ -6,16 +6,18 @@ Docs: https://correct-smooth.github.io/correct_smooth/shell.html.md"""
 
 # %% auto #0
 __all__ = ['cs_run', 'cs_recommend', 'cs_similar', 'cs_fold_in', 'cs_partition', 'cs_serve', 'say', 'begin', 'parse_flags',
-           'command', 'number_or_text', 'declared']
+           'command', 'number_or_text', 'declared', 'loading']
 
 # %% ../nbs/12b_shell.ipynb #c002
 import ast
 import atexit
+import gc
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from inspect import unwrap
@@ -219,6 +221,17 @@ def declared(module: str, name: str) -> Callable[..., None]:
     exec(compile(ast.Module([found], []), str(path), "exec"), space)
     return space[name]
 
+# %% ../nbs/12b_shell.ipynb #gc02
+@contextmanager
+def loading() -> Iterator[None]:
+    "Load modules, and look for garbage among them neither now nor later."
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
 # %% ../nbs/12b_shell.ipynb #c017
 def _entry(module: str, name: str) -> Callable[[], None]:
     "A command that is loaded when it is called with flags that it has."
@@ -227,9 +240,11 @@ def _entry(module: str, name: str) -> Callable[[], None]:
         begin(name)
         try:
             flags = parse_flags(declared(module, name))
-            loaded = getattr(import_module(f"correct_smooth.{module}"), name)
+            with loading():
+                loaded = getattr(import_module(f"correct_smooth.{module}"), name)
             _carry_out(unwrap(loaded), flags)
         finally:
+            gc.freeze()  # what is there now stays to the end
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
     return main
