@@ -201,6 +201,52 @@ def test_users_by_number_and_by_name(cs):
     assert (code, out) == (2, one) and said.startswith("cs_recommend: user -5 is unknown")
 
 
+def answered(models, name, *flags):
+    "What a command has printed in a new process, and what it has loaded."
+    code = f"""
+import sys
+sys.argv = ["{name}", *{flags!r}]
+from correct_smooth.shell import {name}
+{name}()
+print(" ".join(sys.modules))"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=models,
+        env=environment(COLUMNS="200"),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    text, _, loaded = done.stdout.rstrip("\n").rpartition("\n")
+    return text, set(loaded.split())
+
+
+@pytest.mark.parametrize("why", [(), ("--why",)])
+@pytest.mark.parametrize("name", ["numbered", "named"])
+def test_a_list_waits_for_nothing_slow(models, name, why, monkeypatch):
+    "It loads neither PyTorch nor scikit-learn, and is that of the whole model."
+    monkeypatch.setenv("COLUMNS", "200")
+    model = open_model(models / name)
+    user = model.users_[7]
+    text, loaded = answered(models, "cs_recommend", "--model", name, "--user", str(user), *why)
+    assert not {"torch", "sklearn", "matplotlib"} & loaded
+    top = model.recommend([user])
+    shown = rows_of(text)[1:]
+    assert len(shown) == len(top)
+    for row, score in zip(shown, top["score"], strict=True):
+        assert f"{score:.3f}" in row
+    assert text == commands.list_text(model.ready_, user, 10, bool(why))
+
+
+@pytest.mark.parametrize("by", ["graph", "embedding"])
+def test_what_is_alike_waits_for_nothing_slow(models, by):
+    text, loaded = answered(models, "cs_similar", "--model", "numbered", "--title", "plain", "--by", by)
+    assert not {"torch", "sklearn", "matplotlib"} & loaded
+    alike = open_model(models / "numbered").similar_items(10, by=by)
+    shown = [row.split()[-1] for row in rows_of(text)[1:]]
+    assert shown == [f"{o:.3f}" for o in alike["similarity"]]
+
+
 def test_why_names_a_rating_of_theirs(cs, models):
     code, out, _ = cs("cs_recommend", "--model", "numbered", "--user", 7, "--why", columns=200)
     model = open_model(models / "numbered")

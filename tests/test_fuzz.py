@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
 
+from correct_smooth.answers import ListConfig, lists_of
 from correct_smooth.checks import InputError
 from correct_smooth.data import movie_data
 from correct_smooth.dataset import index_ratings
@@ -37,7 +38,7 @@ from correct_smooth.features import MovieFeatures
 from correct_smooth.files import MARKER, write_marker
 from correct_smooth.graph import GraphConfig, check_graph, normalise, symmetrise
 from correct_smooth.model import ModelConfig
-from correct_smooth.model_folder import MODEL_FILES
+from correct_smooth.model_folder import MODEL_FILES, read_answers
 from correct_smooth.newcomers import add_movies, add_ratings
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.sources import load_data, write_tables
@@ -707,6 +708,15 @@ def use_model(folder):
     return model
 
 
+def use_answers(folder):
+    "What answers without the encoder; None where that takes the whole model."
+    answers = read_answers(folder)
+    if answers is not None:
+        everybody = answers.state.data.users
+        for top in lists_of(answers, everybody, ListConfig(n=2), lambda: answers.popularity):
+            assert np.isfinite(top[["base", "refined"]].to_numpy()).all()
+
+
 def with_sums(files):
     "The files of a model, and a list of them with the sums they have."
     sums = {o: hashlib.sha256(files[o]).hexdigest() for o in MODEL_FILES}
@@ -720,6 +730,7 @@ def load_mutated(files, corrected):
         write(folder, files)
         before = listing(folder)
         survives(use_model, folder)
+        survives(use_answers, folder)
         assert listing(folder) == before
 
 
@@ -904,6 +915,7 @@ def test_misplaced_files_of_models(saved, drawn):
         for name in drawn.draw(st.sets(st.sampled_from([*MODEL_FILES, MARKER]), min_size=1, max_size=2)):
             misplace(folder / name, drawn.draw(st.sampled_from(PLACES)))
         survives(use_model, folder)
+        survives(use_answers, folder)
 
 
 def test_large_models_are_not_made_room_for(saved):

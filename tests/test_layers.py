@@ -210,6 +210,7 @@ def test_the_package_loads_nothing_heavy():
     ("names", "torch"),
     [
         ("data sources dataset features graph edges", False),
+        ("embeddings correct_smooth diffusion watch topn one_user answers model_folder commands", False),
         (
             "model train correct_smooth diffusion explain topn evaluate plots newcomers tuning recommender",
             True,

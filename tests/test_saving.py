@@ -23,6 +23,7 @@ from scipy import sparse
 
 from correct_smooth import files as writing
 from correct_smooth import ready
+from correct_smooth.answers import ListConfig, lists_of
 from correct_smooth.audience import AudienceConfig
 from correct_smooth.checks import InputError
 from correct_smooth.correct_smooth import CorrectAndSmooth
@@ -31,7 +32,7 @@ from correct_smooth.diffusion import Diffusion
 from correct_smooth.files import MARKER, write_marker
 from correct_smooth.graph import GraphConfig
 from correct_smooth.model import ModelConfig
-from correct_smooth.model_folder import FORMAT, MODEL_FILES
+from correct_smooth.model_folder import FORMAT, MODEL_FILES, read_answers
 from correct_smooth.recommender import CorrectSmoothRecommender
 from correct_smooth.synthetic import synthetic_data
 from correct_smooth.train import TrainConfig
@@ -328,10 +329,23 @@ def same(one, other):
     return True
 
 
+def answers_alike(model, folder):
+    "Read without the encoder, a model gives the same lists; with a head it cannot be."
+    answers = read_answers(folder)
+    if model.model.head != "dot":
+        return answers is None
+    tops = lists_of(answers, model.users_, ListConfig(), lambda: answers.popularity)
+    pd.testing.assert_frame_equal(pd.concat(tops, ignore_index=True), model.recommend(), check_exact=True)
+    for user in model.users_[:3]:
+        (top,) = lists_of(answers, pd.Index([user]), ListConfig(), lambda: answers.popularity)
+        pd.testing.assert_frame_equal(top, model.recommend([user]), check_exact=True)
+    return True
+
+
 def saved_and_loaded(model, folder):
     model.save(folder)
     back = CorrectSmoothRecommender.load(folder)
-    assert same(model, back)
+    assert same(model, back) and answers_alike(back, folder)
     return back
 
 
@@ -389,6 +403,8 @@ def test_a_damaged_vector_is_noticed(tmp_path):
     model = CorrectSmoothRecommender(**QUICK).fit(with_features(small_world()))
     for name, value in (
         ("vectors.data", np.nan),
+        ("H", np.nan),
+        ("c", np.inf),
         ("width", 3),
         ("width", -1),
         ("width", 9),
@@ -402,6 +418,24 @@ def test_a_damaged_vector_is_noticed(tmp_path):
         write_marker(tmp_path / "model", "model", sums=True)
         with pytest.raises(InputError):
             CorrectSmoothRecommender.load(tmp_path / "model")
+        if name in ("H", "c"):
+            with pytest.raises(InputError, match="H and c hold what are no numbers"):
+                read_answers(tmp_path / "model")
+
+
+def test_forgetting_leaves_what_answers_need(two, tmp_path):
+    "A folder that users are deleted from answers without the encoder, as before."
+    model = two[0][0]
+    model.save(tmp_path / "model")
+    ready.forget_saved(tmp_path / "model", model.users_[[1, 4]])
+    back = CorrectSmoothRecommender.load(tmp_path / "model")
+    assert len(back.users_) == len(model.users_) - 2 and answers_alike(back, tmp_path / "model")
+
+
+@pytest.mark.parametrize("number", [5, 6, 7, 8])
+def test_earlier_versions_are_read_whole(number):
+    "They had no H and c beside the weights."
+    assert read_answers(KEPT / f"model_format_{number}") is None
 
 
 REFINEMENTS = {
