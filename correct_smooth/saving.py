@@ -68,7 +68,7 @@ class Fitted(Known):
     trained: int  # users it was trained with: the first so many
     own_graph: bool  # whether A came from edges of the user's
     audience: np.ndarray  # (n_items, axes) who rated each movie, as training saw it
-    # where the encoders place the items; None: there is a head, or nobody has written it
+    # where the encoders place the items; None: with a head, or of an earlier format
     points: Points | None = None
 
 # %% ../nbs/11a_saving.ipynb #u5
