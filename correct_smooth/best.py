@@ -164,9 +164,8 @@ def _best_liked(
                 if item[u, place] >= 0:
                     base = _sigmoid(X[u, item[u, place]])
                     kept[1, u, place] = base
-                    kept[2, u, place] = _refined(
-                        base, item[u, place], sums, shrinkage, alpha[u]
-                    )
+                    i = np.int64(item[u, place])
+                    kept[2, u, place] = _refined(base, i, sums, shrinkage, alpha[u])
     return item, kept, nan
 
 

@@ -98,7 +98,9 @@ class Embeddings:
         "Base scores z of given pairs of positions, between 0 and 1."
         user = as_positions("user", user, len(self.U))
         item = as_positions("item", item, len(self.H), user.shape)
-        out = pair_dots(self.H, self.U, item, user) + self.b[user] + self.c[item]
+        # int64, as in training: compiled once for both
+        at = (where.astype(np.int64, copy=False) for where in (item, user))
+        out = pair_dots(self.H, self.U, *at) + self.b[user] + self.c[item]
         return _sound(
             expit(out if self.head is None else out + self.head.pairs(user, item))
         )

@@ -441,9 +441,9 @@ def _surroundings(seed: int, device: str, step: int) -> Iterator[None]:
     threads, loops = torch.get_num_threads(), get_num_threads()
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
         torch.manual_seed(seed)
-        if step < WORTH_SHARING:
-            torch.set_num_threads(1)
-            set_num_threads(1)
+        torch.set_num_threads(1 if step < WORTH_SHARING else threads)
+        # of PyTorch and of our loops alike, also where ranks have one thread each
+        set_num_threads(min(torch.get_num_threads(), loops))
         try:
             yield
         finally:
