@@ -6,8 +6,8 @@
 
 A study is a page under Evidence. Its tables and pictures are the page's stored outputs (with --out FOLDER
 also files of their own), its key figures what it calls `evidence`. A study is out of date when its page, or a
-module of the method that the page uses, would compute something else: comments, types, texts for people and
-what draws do not count.
+module of the method that the page uses, would compute something else: comments, types, texts for people,
+assertions and what draws do not count.
 """
 
 import argparse
@@ -97,6 +97,15 @@ class Essence(ast.NodeTransformer):
 
     def visit_Raise(self, node):
         return ast.Raise()
+
+    def visit_Assert(self, node):
+        return None
+
+    def visit_Expr(self, node):
+        "What a page asserts about its results is no part of them."
+        call = node.value.func if isinstance(node.value, ast.Call) else None
+        asserts = isinstance(call, ast.Name) and call.id.startswith("test_")
+        return None if asserts else self.generic_visit(node)
 
     def visit_Constant(self, node):
         return ast.Constant("") if isinstance(node.value, str) and len(node.value) > 40 else node
