@@ -238,6 +238,8 @@ def _entry(module: str, name: str) -> Callable[[], None]:
 
     def main() -> None:
         begin(name)
+        # threads that wait sleep: spinning, they take the cores of those they wait for
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             flags = parse_flags(declared(module, name))
             with loading():
