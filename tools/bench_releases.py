@@ -138,7 +138,7 @@ def main() -> None:
         if not args.only or "stacks" in args.only:
             for name, release in (("before", before), ("now", now)):
                 found = json.loads(run(release, FIT, str(folder / "million"), "stacks", folder=folder)[1])
-                told[f"stacks, {name}"] = folded(found["stacks"])
+                told[f"stacks, {name}"] = found | {"stacks": folded(found["stacks"])}
     args.out.write_text(json.dumps(told, indent=1) + "\n")
     print(f"written to {args.out}")
 
