@@ -29,16 +29,17 @@ import pandas as pd
 import torch
 
 from correct_smooth.correct_smooth import CorrectAndSmooth, Operators, Scorer, label_matrix
-from correct_smooth.dataset import Dataset, holdout, index_ratings, split
+from correct_smooth.dataset import Dataset, holdout, index_ratings, split, targets
+from correct_smooth.embeddings import average
 from correct_smooth.evaluate import compare, user_metrics
 from correct_smooth.features import MovieFeatures
 from correct_smooth.graph import GraphConfig, corating_knn, item_graph, symmetrise
-from correct_smooth.model import average, embeddings
+from correct_smooth.model import embeddings
 from correct_smooth.sources import load_data
 from correct_smooth.synthetic import write_synthetic
 from correct_smooth.tables import write_rows
 from correct_smooth.topn import Ranking, top_blocks
-from correct_smooth.train import TrainConfig, targets, train
+from correct_smooth.train import TrainConfig, train
 
 USERS, MOVIES, RATINGS = 200_948, 87_585, 32_000_204
 STATUS = Path("/proc/self/status")
