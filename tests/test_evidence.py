@@ -165,20 +165,20 @@ def test_newcomers_are_served_alike():
 def test_the_case_study_says_so():
     "08_movies_dataset: what is passed on must be errors, and kept small; the test."
     low, high = (found("case-study", "", f", {o}") for o in ("low", "high"))
-    assert high["the recipe: own labels, smoothed once"] < 0
+    assert low["the recipe: own labels, smoothed once"] < 0  # no gain
     assert high["residuals spread, autoscale"] < 0 and high["residuals spread, one scale a user"] < 0
     assert low["residuals of labelled neighbours"] > 0 and low["residuals spread, fixed scale"] > 0
-    assert low["the same, both graphs (default)"] < 0 < high["the same, both graphs (default)"]
+    assert low["the same, both graphs (default)"] > 0
     delta = found("case-study", "split ", ", delta")
-    assert 0.003 < delta["mean"] < 0.004 and sum(low[f"split {o}"] > 0 for o in range(5)) == 3
+    assert 0.003 < delta["mean"] < 0.005 and sum(low[f"split {o}"] > 0 for o in range(5)) >= 4
 
 
 def test_what_is_said_of_speed():
-    "09c_speed: one requirement missed, the others kept."
+    "09c_speed: what was required of epochs is kept; ALS is faster."
     times, slope, reached = (
         found("speed", a, b) for a, b in (("", ", times faster"), ("slope, ", ""), ("reached, ", ""))
     )
-    assert 25 <= times["epoch; the plain way"] < 50 <= times["the plain way; ours with all defaults"]
+    assert 50 <= times["epoch; the plain way"] < times["the plain way; ours with all defaults"]
     assert (
         times["C+S and metrics of all users; the plain way"]
         >= 150
@@ -187,7 +187,7 @@ def test_what_is_said_of_speed():
     assert times["epoch; LightFM"] >= 3 and times["metrics; scikit-learn"] >= 1000
     assert max(times["epoch; a sweep of implicit ALS"], times["lists of ten; implicit ALS"]) < 0.9
     assert times["graph; scikit-learn, exact"] > 1 < times["graph; pynndescent"]
-    assert max(v for k, v in slope.items() if k.startswith(("ratings", "users"))) <= 1.1
+    assert max(v for k, v in slope.items() if k.startswith(("ratings", "users"))) <= 1.05
     assert min(reached["epoch"], reached["scores of pairs"]) > 0.3
     assert max(reached["lists of ten"], reached["graph"]) < 0.5 and reached["metrics"] < 0.1
 
